@@ -1,0 +1,86 @@
+"""Method `direct` on the CPU: gather, add, normalise and project, block by block.
+
+The GPU's body of the same two functions is in direct_triton.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.layer import PackedLayer
+
+# Rows of a block are chosen so that x and [q | k | v] stay in the caches: of 128 to 2048 rows, 512
+# was best at d=768 and the most rows at d=64.
+BLOCK_BYTES = 6 << 20
+MIN_BLOCK_ROWS = 256
+MAX_BLOCK_ROWS = 2048
+
+
+def block_rows(layer: PackedLayer) -> int:
+    """Tokens that are computed at once; a function of the layer alone, so that bits are too."""
+    total_width, d = layer.weight.shape
+    rows = BLOCK_BYTES // (4 * (d + total_width))
+    return max(MIN_BLOCK_ROWS, min(rows, MAX_BLOCK_ROWS))
+
+
+def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
+    """Write x = s * E[t] + P[p] for ids [W, T] into out [W, T, d], which may be of any strides.
+
+    Ids must lie in [0, V): they are not checked here.
+    """
+    for windows, positions in _blocks(ids, block_rows(layer)):
+        x = _embed_block(layer, ids[windows, positions], positions)
+        out[windows, positions] = x.view(*ids[windows, positions].shape, -1)
+
+
+def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Write q [W, H, T, Dh], k and v [W, Hk, T, Dh] for ids [W, T].
+
+    Computed in float32 and rounded once, to the dtype of the outputs, which may be of any strides.
+    Ids must lie in [0, V): they are not checked here.
+    """
+    rows = block_rows(layer)
+    heads = [layer.heads, layer.kv_heads, layer.kv_heads]
+    buffer = torch.empty(rows, layer.weight.shape[0])
+    for windows, positions in _blocks(ids, rows):
+        block = ids[windows, positions]
+        z = _normalise(layer, _embed_block(layer, block, positions))
+        out = buffer[: block.numel()]
+        if layer.bias is None:
+            torch.mm(z, layer.weight.t(), out=out)
+        else:
+            torch.addmm(layer.bias, z, layer.weight.t(), out=out)
+        by_head = out.view(*block.shape, sum(heads), layer.head_dim)
+        for target, part in zip((q, k, v), torch.split(by_head, heads, dim=2), strict=True):
+            target[windows, :, positions] = part.transpose(1, 2)
+
+
+def _blocks(ids: Tensor, rows: int) -> list[tuple[slice, slice]]:
+    """Cut [W, T] into blocks of at most `rows` tokens: whole windows, or pieces of one."""
+    window_count, context_length = ids.shape
+    length = min(context_length, rows)
+    windows = max(1, rows // max(1, context_length))
+    return [
+        (slice(w, min(w + windows, window_count)), slice(p, min(p + length, context_length)))
+        for w in range(0, window_count, windows)
+        for p in range(0, context_length, length)
+    ]
+
+
+def _embed_block(layer: PackedLayer, ids: Tensor, positions: slice) -> Tensor:
+    """ids [w, t] at the given positions -> x [w*t, d], float32."""
+    x = layer.embedding.index_select(0, ids.reshape(-1)).float()
+    if layer.embedding_scale != 1.0:
+        x *= layer.embedding_scale
+    if layer.position is not None:
+        x.view(*ids.shape, -1).add_(layer.position[positions])
+    return x
+
+
+def _normalise(layer: PackedLayer, x: Tensor) -> Tensor:
+    shape = (x.shape[1],)
+    if layer.norm == "layernorm":
+        return F.layer_norm(x, shape, layer.norm_weight, layer.norm_bias, layer.eps)
+    if layer.norm == "rmsnorm":
+        return F.rms_norm(x, shape, layer.norm_weight, layer.eps)
+    return x

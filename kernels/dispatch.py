@@ -1,0 +1,107 @@
+"""Chooses once which device and which kernel compute, and returns the choice with its reason."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import direct
+from kernels.errors import DeviceError
+from kernels.layer import PackedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Where and how everything of one job is computed."""
+
+    device: torch.device
+    method: str  # "direct"
+    kernel: str  # "triton" or "torch-cpu"
+    precision: str  # how float32 products are formed: "ieee" or "tf32"
+    reason: str
+    configuration: dict[str, Any]  # what else decides the bits
+    embed: Callable[[PackedLayer, Tensor, Tensor], None]
+    project: Callable[[PackedLayer, Tensor, Tensor, Tensor, Tensor], None]
+
+    def record(self) -> dict[str, Any]:
+        """What was chosen and why, for the manifest."""
+        return {
+            "device": self.device.type,
+            "method": self.method,
+            "kernel": self.kernel,
+            "precision": self.precision,
+            "reason": self.reason,
+            "configuration": self.configuration,
+        }
+
+
+def choose(device: str, dtype: torch.dtype, *, tf32: bool = False) -> Backend:
+    """The backend for a device name: "auto", "cpu", "cuda" or "cuda:N".
+
+    "auto" takes the GPU where torch sees one and Triton is installed, else the CPU, and the reason
+    says which and why. A device that is named is taken or refused, never replaced.
+
+    Raises:
+        DeviceError: if the device that is named is not there, or `tf32` is asked of the CPU.
+    """
+    missing = _why_no_gpu(device)
+    if device == "cpu" or (device == "auto" and missing):
+        if tf32:
+            raise DeviceError("--tf32 needs a CUDA device: the CPU computes float32 as float32")
+        reason = "the CPU was asked for" if device == "cpu" else f"auto: {missing}"
+        return _cpu(reason)
+    if missing:
+        raise DeviceError(f"--device {device}: {missing}; use --device cpu or --device auto")
+    place = torch.device("cuda" if device == "auto" else device)
+    if place.index is None:
+        place = torch.device("cuda", torch.cuda.current_device())
+    name = torch.cuda.get_device_name(place)
+    asked = "auto: torch sees" if device == "auto" else f"--device {device} is"
+    return _cuda(place, dtype, tf32, f"{asked} {name}")
+
+
+def _why_no_gpu(device: str) -> str | None:
+    """Why the Triton kernel cannot run on a device, or None where it can."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    count = torch.cuda.device_count()
+    index = device.partition(":")[2]
+    if index and int(index) >= count:
+        return f"torch sees {count} CUDA device(s), the first of them cuda:0"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
+
+
+def _cpu(reason: str) -> Backend:
+    return Backend(
+        device=torch.device("cpu"),
+        method="direct",
+        kernel="torch-cpu",
+        precision="ieee",
+        reason=reason,
+        configuration={"cpu_capability": torch.backends.cpu.get_cpu_capability()},
+        embed=direct.embed,
+        project=direct.project,
+    )
+
+
+def _cuda(device: torch.device, dtype: torch.dtype, tf32: bool, reason: str) -> Backend:
+    from kernels import direct_triton
+
+    shared_memory = direct_triton.shared_memory_per_block(device)
+    tile = direct_triton.choose_tile(dtype, shared_memory)
+    return Backend(
+        device=device,
+        method="direct",
+        kernel="triton",
+        precision="tf32" if tf32 and dtype == torch.float32 else "ieee",
+        reason=reason,
+        configuration={"gpu": torch.cuda.get_device_name(device), **asdict(tile)},
+        embed=direct_triton.embed,
+        project=partial(direct_triton.project, tf32=tf32),
+    )

@@ -1,0 +1,248 @@
+"""FirstLayer: the parameters of everything a transformer computes before its first attention."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kernels.errors import LayerError
+from kernels.positions import sinusoidal
+
+Norm = Literal["none", "layernorm", "rmsnorm"]
+Positions = Literal["sinusoidal", "learned", "none"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLayer:
+    """The function `[q | k | v] = W norm(s * E[t] + P[p]) + b`; what is None is absent from it.
+
+    V is the vocabulary size, d the model width, T the longest window, H and Hk the numbers of
+    query and key/value heads, Dh the head width.
+
+    Raises:
+        LayerError: if the shapes do not fit together.
+    """
+
+    embedding: Tensor  # [V, d]
+    q_weight: Tensor  # [H*Dh, d]
+    k_weight: Tensor  # [Hk*Dh, d]
+    v_weight: Tensor  # [Hk*Dh, d]
+    q_bias: Tensor | None = None  # [H*Dh]
+    k_bias: Tensor | None = None  # [Hk*Dh]
+    v_bias: Tensor | None = None  # [Hk*Dh]
+    position: Tensor | None = None  # [T, d]
+    norm_weight: Tensor | None = None  # [d]
+    norm_bias: Tensor | None = None  # [d]
+    heads: int
+    kv_heads: int
+    norm: Norm = "none"
+    positions: Positions = "none"
+    eps: float = 1e-5
+    embedding_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.embedding.ndim != 2 or 0 in self.embedding.shape:
+            raise LayerError(f"embedding.weight has shape {list(self.embedding.shape)}, not [V, d]")
+        if self.q_weight.ndim != 2:
+            raise LayerError(f"q_proj.weight has shape {list(self.q_weight.shape)}, not [H*Dh, d]")
+        if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise LayerError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
+            )
+        width = self.q_weight.shape[0]
+        if width == 0 or width % self.heads:
+            raise LayerError(
+                f"{width} rows of q_proj.weight cannot be split into {self.heads} heads"
+            )
+        d, kv_width = self.d_model, self.kv_heads * self.head_dim
+        expected = {
+            "q_weight": (width, d),
+            "k_weight": (kv_width, d),
+            "v_weight": (kv_width, d),
+            "q_bias": (width,),
+            "k_bias": (kv_width,),
+            "v_bias": (kv_width,),
+            "norm_weight": (d,),
+            "norm_bias": (d,),
+        }
+        if self.position is not None:
+            expected["position"] = (self.position.shape[0], d)
+        for field, tensor in self.tensors().items():
+            if field in expected and tuple(tensor.shape) != expected[field]:
+                raise LayerError(
+                    f"{TENSOR_NAMES[field]} has shape {list(tensor.shape)}, "
+                    f"but {list(expected[field])} is needed beside embedding.weight "
+                    f"{list(self.embedding.shape)}, {self.heads} heads and "
+                    f"{self.kv_heads} key/value heads"
+                )
+        if self.norm == "none" and (self.norm_weight is not None or self.norm_bias is not None):
+            raise LayerError("norm.weight or norm.bias is given, but the kind of norm is none")
+        if self.norm == "rmsnorm" and self.norm_bias is not None:
+            raise LayerError("norm.bias is given, but rmsnorm has no bias")
+        if (self.position is None) != (self.positions == "none"):
+            raise LayerError(f"positions are {self.positions}, which does not fit position.weight")
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.embedding.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        return self.embedding.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q_weight.shape[0] // self.heads
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters that are there, by field name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The parameters that are there, by their names on disk."""
+        return {TENSOR_NAMES[field]: tensor for field, tensor in self.tensors().items()}
+
+    def on(self, device: torch.device) -> "FirstLayer":
+        """The same layer with every parameter on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def to(self, dtype: torch.dtype) -> "FirstLayer":
+        """The same layer with every parameter rounded to dtype.
+
+        Raises:
+            LayerError: if a finite parameter becomes infinite in dtype.
+        """
+        converted = {name: tensor.to(dtype) for name, tensor in self.tensors().items()}
+        for name, tensor in converted.items():
+            if dtype == torch.float16 and not bool(torch.isfinite(tensor).all()):
+                raise LayerError(
+                    f"{TENSOR_NAMES[name]} has values beyond float16's largest, 65504; "
+                    "use bfloat16 or float32"
+                )
+        return replace(self, **converted)  # type: ignore[arg-type]
+
+
+TENSOR_NAMES = {
+    "embedding": "embedding.weight",
+    "position": "position.weight",
+    "norm_weight": "norm.weight",
+    "norm_bias": "norm.bias",
+    "q_weight": "q_proj.weight",
+    "q_bias": "q_proj.bias",
+    "k_weight": "k_proj.weight",
+    "k_bias": "k_proj.bias",
+    "v_weight": "v_proj.weight",
+    "v_bias": "v_proj.bias",
+}
+"""Field of FirstLayer -> name of the tensor on disk and in messages."""
+
+
+def seeded_layer(
+    *,
+    vocabulary_size: int,
+    d_model: int,
+    heads: int,
+    kv_heads: int,
+    context_length: int,
+    positions: Positions,
+    seed: int,
+) -> FirstLayer:
+    """The layer as the notebook makes it, repeatable by hand in plain torch.
+
+    After `torch.manual_seed(seed)` it draws, in this order, nn.Embedding(V, d), nn.Linear(d, H*Dh)
+    for q, nn.Linear(d, Hk*Dh) for k and for v (all with bias), and for learned positions
+    nn.Embedding(T, d). The global generator is left as it was.
+
+    Raises:
+        LayerError: if d_model cannot be split into heads.
+    """
+    if d_model % heads:
+        raise LayerError(f"d-model {d_model} cannot be split into {heads} heads evenly")
+    head_dim = d_model // heads
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        embedding = nn.Embedding(vocabulary_size, d_model)
+        q = nn.Linear(d_model, heads * head_dim)
+        k = nn.Linear(d_model, kv_heads * head_dim)
+        v = nn.Linear(d_model, kv_heads * head_dim)
+        position = position_table(positions, context_length, d_model)
+        if positions == "learned":
+            position = nn.Embedding(context_length, d_model).weight.detach()
+    return FirstLayer(
+        embedding=embedding.weight.detach(),
+        q_weight=q.weight.detach(),
+        k_weight=k.weight.detach(),
+        v_weight=v.weight.detach(),
+        q_bias=q.bias.detach(),
+        k_bias=k.bias.detach(),
+        v_bias=v.bias.detach(),
+        position=position,
+        heads=heads,
+        kv_heads=kv_heads,
+        positions=positions,
+    )
+
+
+def position_table(positions: Positions, context_length: int, d_model: int) -> Tensor | None:
+    """The table [T, d] that a formula gives, or None where positions are learned or absent."""
+    return sinusoidal(context_length, d_model) if positions == "sinusoidal" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """A FirstLayer as the kernels read it: q, k and v stacked into one matrix, on one device."""
+
+    embedding: Tensor  # [V, d]
+    weight: Tensor  # [F, d], F = (H + 2*Hk) * Dh
+    bias: Tensor | None  # [F]
+    position: Tensor | None  # [T, d]
+    norm_weight: Tensor | None  # [d]
+    norm_bias: Tensor | None  # [d]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm: Norm
+    eps: float
+    embedding_scale: float
+
+
+def pack(layer: FirstLayer, device: torch.device) -> PackedLayer:
+    """Stack the projections and move the layer to device.
+
+    On the CPU everything but the embedding is widened to float32: the CPU path multiplies and
+    accumulates in float32 whatever the dtype, since few CPUs multiply bfloat16 or float16 faster.
+    """
+    dtype = torch.float32 if device.type == "cpu" else layer.dtype
+
+    def place(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device, dtype).contiguous()
+
+    weights = [layer.q_weight, layer.k_weight, layer.v_weight]
+    biases = [layer.q_bias, layer.k_bias, layer.v_bias]
+    bias = None
+    if any(b is not None for b in biases):
+        pairs = zip(biases, weights, strict=True)
+        bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b for b, w in pairs])
+    return PackedLayer(
+        embedding=layer.embedding.to(device).contiguous(),
+        weight=torch.cat(weights).to(device, dtype),
+        bias=place(bias),
+        position=place(layer.position),
+        norm_weight=place(layer.norm_weight),
+        norm_bias=place(layer.norm_bias),
+        heads=layer.heads,
+        kv_heads=layer.kv_heads,
+        head_dim=layer.head_dim,
+        norm=layer.norm,
+        eps=layer.eps,
+        embedding_scale=layer.embedding_scale,
+    )

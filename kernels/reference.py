@@ -1,0 +1,47 @@
+"""The definition in plain torch, in the dtype of the layer: what every kernel is held against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.layer import FirstLayer
+
+
+def embed(layer: FirstLayer, ids: Tensor) -> Tensor:
+    """x = s * E[t] + P[p]: ids [W, T] -> x [W, T, d]."""
+    x = F.embedding(ids.long(), layer.embedding)
+    if layer.embedding_scale != 1.0:
+        x = x * layer.embedding_scale
+    if layer.position is not None:
+        x = x + layer.position[: ids.shape[1]]
+    return x
+
+
+def normalise(layer: FirstLayer, x: Tensor) -> Tensor:
+    """x, or LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) of it, over d."""
+    shape = (layer.d_model,)
+    if layer.norm == "layernorm":
+        return F.layer_norm(x, shape, layer.norm_weight, layer.norm_bias, layer.eps)
+    if layer.norm == "rmsnorm":
+        return F.rms_norm(x, shape, layer.norm_weight, layer.eps)
+    return x
+
+
+def project(layer: FirstLayer, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [W, T] -> q [W, H, T, Dh], k and v [W, Hk, T, Dh], as three linear layers."""
+    z = normalise(layer, embed(layer, ids))
+
+    def heads(weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
+        out = F.linear(z, weight, bias)
+        return out.view(*ids.shape, count, layer.head_dim).transpose(1, 2)
+
+    return (
+        heads(layer.q_weight, layer.q_bias, layer.heads),
+        heads(layer.k_weight, layer.k_bias, layer.kv_heads),
+        heads(layer.v_weight, layer.v_bias, layer.kv_heads),
+    )
+
+
+def in_float64(layer: FirstLayer) -> FirstLayer:
+    """The layer with the same parameter values, to compute in float64."""
+    return layer.to(torch.float64)
