@@ -1,0 +1,11 @@
+"""Errors about files that we write or read; the whole tree is drawn in kernels/errors.py."""
+
+from kernels.errors import QkvmillError
+
+
+class ExportError(QkvmillError):
+    """An export is damaged, unfinished or cannot be written."""
+
+
+class WeightsError(QkvmillError):
+    """A weights file cannot be used."""

@@ -1,0 +1,201 @@
+"""weights.safetensors <-> FirstLayer.
+
+Tensors carry the names of kernels.layer.TENSOR_NAMES; what is absent is absent from the function.
+The scalars are one JSON object under the metadata key "qkvmill", every key optional:
+
+    {"heads": 12, "kv_heads": 12, "norm": "none" | "layernorm" | "rmsnorm", "eps": 1e-5,
+     "positions": "sinusoidal" | "learned" | "none", "embedding_scale": 1.0}
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from exporters.errors import ExportError, WeightsError
+from exporters.files import FileRecord
+from exporters.safefile import Header, read_header
+from exporters.shards import write_tensors
+from kernels.errors import LayerError
+from kernels.layer import TENSOR_NAMES, FirstLayer, Positions, position_table
+
+METADATA_KEY = "qkvmill"
+REQUIRED = ("embedding.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
+FLOATS = ("float32", "bfloat16", "float16")
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def save_layer(root: Path, name: str, layer: FirstLayer) -> FileRecord:
+    """Write a layer to root/name in our own names."""
+    scalars = {
+        "heads": layer.heads,
+        "kv_heads": layer.kv_heads,
+        "norm": layer.norm,
+        "eps": layer.eps,
+        "positions": layer.positions,
+        "embedding_scale": layer.embedding_scale,
+    }
+    metadata = (METADATA_KEY, json.dumps(scalars, sort_keys=True))
+    return write_tensors(root, name, layer.named_tensors(), metadata)
+
+
+def load_layer(
+    path: Path,
+    *,
+    context_length: int,
+    d_model: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    positions: Positions | None = None,
+) -> FirstLayer:
+    """Read a layer from a safetensors file in our own names, for windows of context_length tokens.
+
+    The numbers that are given must agree with the file; heads must be given where the file's
+    metadata does not say them. `positions` overrides the file: "sinusoidal" computes the table,
+    "none" leaves it out.
+
+    Raises:
+        WeightsError: if the file is not safetensors, or its tensors are missing, unknown, of wrong
+            shape, not finite, or do not agree with what was asked.
+    """
+    _refuse_pickle(path)
+    try:
+        header = read_header(path)
+        _check_names(path, header)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in header.tensors}
+    except ExportError as error:
+        raise WeightsError(f"--weights {error}") from error
+    except OSError as error:
+        raise WeightsError(f"--weights {path} could not be read: {error.strerror}") from error
+    _check_finite(path, tensors)
+
+    scalars = _scalars(path, header)
+    heads = _agree(path, "heads", scalars.get("heads"), heads)
+    if heads is None:
+        raise WeightsError(f"--weights {path} does not say how many heads it has; give --heads")
+    kv_heads = _agree(path, "kv-heads", scalars.get("kv_heads"), kv_heads) or heads
+    _agree(path, "d-model", tensors["embedding.weight"].shape[-1], d_model)
+    if "norm.weight" in tensors and scalars.get("norm", "none") == "none":
+        raise WeightsError(
+            f"--weights {path} has norm.weight, but its metadata does not say whether the norm is "
+            f'layernorm or rmsnorm; store it as {METADATA_KEY} = {{"norm": ...}}'
+        )
+    table = tensors.get("position.weight")
+    kind: Positions = scalars.get("positions") or ("none" if table is None else "learned")
+    if positions is not None and positions != kind:
+        kind, table = positions, None
+    if kind == "none":
+        table = None
+    elif table is None:
+        table = position_table(kind, context_length, tensors["embedding.weight"].shape[-1])
+        if table is None:
+            raise WeightsError(f"--weights {path} has no position.weight, so none was learned")
+    elif table.ndim == 2 and table.shape[0] < context_length:
+        raise WeightsError(
+            f"--weights {path} has positions for {table.shape[0]} tokens, fewer than the context "
+            f"length {context_length}; give --context-length {table.shape[0]} or less"
+        )
+
+    fields = {field: tensors.get(name) for field, name in TENSOR_NAMES.items()}
+    fields["position"] = None if table is None else table[:context_length]
+    try:
+        return FirstLayer(
+            **fields,  # type: ignore[arg-type]
+            heads=heads,
+            kv_heads=kv_heads,
+            norm=scalars.get("norm", "none"),
+            positions=kind,
+            eps=scalars.get("eps", 1e-5),
+            embedding_scale=scalars.get("embedding_scale", 1.0),
+        )
+    except LayerError as error:
+        raise WeightsError(f"--weights {path}: {error}") from error
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.is_dir():
+        raise WeightsError(f"--weights {path} is a folder; give one .safetensors file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise WeightsError(f"--weights {path} could not be read: {error.strerror}") from error
+    # A safetensors file may begin with the same bytes, but its header is shorter than 4 GiB.
+    looks_pickled = start.startswith(PICKLE_STARTS) and start[4:] != bytes(4)
+    if path.suffix in PICKLE_SUFFIXES or looks_pickled:
+        raise WeightsError(
+            f"--weights {path} is a pickle, which can run code when it is opened; "
+            "convert it with safetensors.torch.save_file and give that file"
+        )
+
+
+def _check_names(path: Path, header: Header) -> None:
+    known = set(TENSOR_NAMES.values())
+    for name in REQUIRED:
+        if name not in header.tensors:
+            raise WeightsError(f"--weights {path} lacks the tensor {name}")
+    for name, entry in header.tensors.items():
+        if name not in known:
+            names = ", ".join(sorted(known))
+            raise WeightsError(f"--weights {path} holds {name!r}, which is none of {names}")
+        if entry.dtype not in FLOATS:
+            raise WeightsError(f"--weights {path}: {name} is {entry.dtype}, not one of {FLOATS}")
+    dtypes = {entry.dtype for entry in header.tensors.values()}
+    if len(dtypes) > 1:
+        raise WeightsError(f"--weights {path} mixes the dtypes {', '.join(sorted(dtypes))}")
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"--weights {path}: {name} holds NaN or infinity")
+
+
+def _scalars(path: Path, header: Header) -> dict[str, Any]:
+    """The scalars of the metadata, each of the right type."""
+    checks = {
+        "heads": _is_count,
+        "kv_heads": _is_count,
+        "norm": lambda value: value in ("none", "layernorm", "rmsnorm"),
+        "positions": lambda value: value in ("sinusoidal", "learned", "none"),
+        "eps": lambda value: _is_number(value) and value >= 0,
+        "embedding_scale": _is_number,
+    }
+    try:
+        scalars = json.loads(header.metadata.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"--weights {path}: its metadata {METADATA_KEY} is not JSON: {error}"
+        ) from error
+    if not isinstance(scalars, dict):
+        raise WeightsError(f"--weights {path}: its metadata {METADATA_KEY} is not a JSON object")
+    for key, value in scalars.items():
+        if key not in checks or not checks[key](value):
+            raise WeightsError(
+                f"--weights {path}: its metadata {METADATA_KEY} says {key} = {value!r}, "
+                "which is not understood"
+            )
+    return scalars
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _agree(path: Path, option: str, stored: int | None, asked: int | None) -> int | None:
+    """What the file and the options say of one number; an error where they differ."""
+    if stored is not None and asked is not None and stored != asked:
+        raise WeightsError(
+            f"--{option} {asked} does not fit --weights {path}, which has {stored}; leave it out"
+        )
+    return asked if stored is None else stored

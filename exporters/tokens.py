@@ -1,0 +1,140 @@
+"""The token stream on disk: tokens/tokens-NNNNN.safetensors, each a part of one long stream.
+
+input_ids        int32 [n]    the part's tokens, separators among them
+document_starts  int64 [m]    where the documents that begin in this part begin, counted from
+                              the start of the whole stream
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from exporters.files import FileRecord
+from exporters.shards import write_tensors
+
+PART_TOKENS = 1 << 24  # 64 MiB of ids, the most that the writer holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPart:
+    """One file of the stream and the stretch of it that it holds."""
+
+    file: FileRecord
+    first_token: int
+    tokens: int
+    first_document: int
+    documents: int
+
+
+class TokenWriter:
+    """Takes documents' ids in order and writes the stream in parts, holding one part at most."""
+
+    def __init__(self, root: Path, part_tokens: int = PART_TOKENS) -> None:
+        self.root = root
+        self.parts: list[TokenPart] = []
+        self.tokens = 0
+        self.documents = 0
+        self.largest_id = -1
+        self._ids: NDArray[np.int32] = np.empty(part_tokens, np.int32)
+        self._filled = 0
+        self._starts: list[int] = []
+
+    def start_document(self) -> None:
+        """The next ids begin a document."""
+        self._starts.append(self.tokens)
+        self.documents += 1
+
+    def append(self, ids: NDArray[Any]) -> None:
+        """Add ids [n], any integer type, to the stream."""
+        if len(ids) == 0:
+            return
+        self.largest_id = max(self.largest_id, int(ids.max()))
+        while len(ids):
+            taken = ids[: len(self._ids) - self._filled]
+            self._ids[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            self.tokens += len(taken)
+            ids = ids[len(taken) :]
+            if self._filled == len(self._ids):
+                self._write_part()
+
+    def close(self) -> tuple[TokenPart, ...]:
+        """Write what is left and return the parts."""
+        if self._filled or self._starts:
+            self._write_part()
+        return tuple(self.parts)
+
+    def _write_part(self) -> None:
+        first = self.tokens - self._filled
+        # A document may start where this part ends: its tokens, and so its start, are the next's.
+        own = [start for start in self._starts if start < self.tokens]
+        later = self._starts[len(own) :]
+        name = f"tokens/tokens-{len(self.parts) + 1:05d}.safetensors"
+        tensors = {
+            "input_ids": torch.from_numpy(self._ids[: self._filled]),
+            "document_starts": torch.tensor(own, dtype=torch.int64),
+        }
+        part = TokenPart(
+            file=write_tensors(self.root, name, tensors, ("format", "pt")),
+            first_token=first,
+            tokens=self._filled,
+            first_document=self.documents - len(self._starts),
+            documents=len(own),
+        )
+        self.parts.append(part)
+        self._starts = later
+        self._filled = 0
+
+
+class TokenStream:
+    """Reads stretches of a stream that TokenWriter wrote; its files stay open."""
+
+    def __init__(self, root: Path, parts: Sequence[TokenPart]) -> None:
+        self.tokens = sum(part.tokens for part in parts)
+        self._parts = parts
+        self._ends = np.array([part.first_token + part.tokens for part in parts])
+        self._files: list[Any] = [
+            safe_open(root / part.file.name, framework="pt") for part in parts
+        ]
+        self._starts: dict[int, Tensor] = {}
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The ids of the stretch [start, stop), int32."""
+        pieces = []
+        for index, low, high in self._overlaps(start, stop):
+            pieces.append(self._files[index].get_slice("input_ids")[low:high])
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def documents(self, start: int, stop: int) -> Tensor:
+        """The document of each token of [start, stop), int32, counted from 0.
+
+        The separator after a document belongs to that document.
+        """
+        pieces = []
+        for index, low, high in self._overlaps(start, stop):
+            part = self._parts[index]
+            if index not in self._starts:
+                self._starts = {index: self._files[index].get_tensor("document_starts")}
+            places = torch.arange(part.first_token + low, part.first_token + high)
+            before = torch.searchsorted(self._starts[index], places, right=True)
+            pieces.append((before + (part.first_document - 1)).to(torch.int32))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _overlaps(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """The parts that [start, stop) touches, each with the stretch inside it."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        overlaps = []
+        for index in range(first, len(self._parts)):
+            part = self._parts[index]
+            if part.first_token >= stop:
+                break
+            low, high = max(start - part.first_token, 0), min(stop - part.first_token, part.tokens)
+            overlaps.append((index, low, high))
+        return overlaps
