@@ -1,0 +1,25 @@
+"""`python -m jobs` and `qkvmill`: the same command."""
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Check that the packages imported are ours, then hand over to the command line."""
+    root = Path(__file__).resolve().parent.parent
+    for name in ("kernels", "exporters"):
+        package = importlib.import_module(name)
+        place = Path(package.__file__ or "?").resolve()
+        if place.parent.parent != root:
+            sys.exit(
+                f"Error: the package {name!r} at {place.parent} hides qkvmill's own; "
+                "install qkvmill in an environment of its own (pipx install, or make setup)"
+            )
+    from jobs.cli import main as command_line
+
+    sys.exit(command_line())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Our way to Q, K, V against torch's, in one run: first that they agree, then how fast."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jobs.errors import ConfigError
+from jobs.progress import Reporter
+from kernels import reference
+from kernels.dispatch import Backend, choose
+from kernels.errors import QkvmillError
+from kernels.layer import DTYPES, FirstLayer, PackedLayer, pack, seeded_layer
+
+CHECKED_WINDOWS = 2
+Way = Callable[[], Any]
+
+
+class DisagreementError(QkvmillError):
+    """A way of computing is further from float64 than the error rule allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to compare; the layer is made from a seed, the ids follow Zipf's law."""
+
+    d_model: int
+    heads: int
+    context_length: int = 1024
+    tokens: int = 16384
+    vocabulary_size: int = 100277
+    dtype: str = "float32"
+    device: str = "auto"
+    tf32: bool = False
+    rounds: int = 7
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.heads:
+            raise ConfigError(f"--d-model {self.d_model} cannot be split into --heads {self.heads}")
+        if self.tokens < self.context_length:
+            raise ConfigError(
+                f"--tokens {self.tokens} is less than --context-length {self.context_length}"
+            )
+
+    @property
+    def windows(self) -> int:
+        return self.tokens // self.context_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayResult:
+    """One way: what it is, its median time, and how it stands to the notebook's way."""
+
+    name: str
+    what: str
+    seconds: float
+    tokens_per_second: float
+    ratio_to_notebook: float  # median over rounds of notebook time / this time; more is faster
+    error: float | None  # largest absolute difference from float64
+
+
+def bench(config: BenchConfig, reporter: Reporter) -> tuple[Backend, list[WayResult]]:
+    """Check that all ways agree with float64, then time them turn by turn.
+
+    Each round runs every way once, so that a drifting machine slows all of them alike.
+
+    Raises:
+        DisagreementError: if ours is further from float64 than twice same-dtype torch.
+        DeviceError: if the device is not there.
+    """
+    backend = choose(config.device, DTYPES[config.dtype], tf32=config.tf32)
+    reporter.note(f"{backend.kernel}: {backend.reason}")
+    layer = seeded_layer(
+        vocabulary_size=config.vocabulary_size,
+        d_model=config.d_model,
+        heads=config.heads,
+        kv_heads=config.heads,
+        context_length=config.context_length,
+        positions="sinusoidal",
+        seed=0,
+    ).to(DTYPES[config.dtype])
+    ids = zipf_ids(config)
+    placed = layer.on(backend.device)
+    packed = pack(layer, backend.device)
+    ways = _ways(placed, packed, backend, ids.to(backend.device))
+    errors = check(layer, ways, ids, config)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with reporter.stage("bench", config.rounds, "rounds") as advance:
+        for _ in range(config.rounds):
+            for name, (_, way) in ways.items():
+                seconds[name].append(_time(way, backend.device))
+            advance(1)
+    results = []
+    for name, (what, _) in ways.items():
+        median = statistics.median(seconds[name])
+        pairs = zip(seconds["notebook"], seconds[name], strict=True)
+        results.append(
+            WayResult(
+                name=name,
+                what=what,
+                seconds=median,
+                tokens_per_second=config.windows * config.context_length / median,
+                ratio_to_notebook=statistics.median(a / b for a, b in pairs),
+                error=errors.get(name),
+            )
+        )
+    return backend, results
+
+
+def zipf_ids(config: BenchConfig) -> Tensor:
+    """Ids [W, T] int32 whose frequencies fall as 1 / rank, as words' do (Zipf 1949)."""
+    generator = torch.Generator().manual_seed(0)
+    weights = 1.0 / torch.arange(1, config.vocabulary_size + 1)
+    shuffled = weights[torch.randperm(config.vocabulary_size, generator=generator)]
+    shape = (config.windows, config.context_length)
+    count = shape[0] * shape[1]
+    drawn = torch.multinomial(shuffled, count, replacement=True, generator=generator)
+    return drawn.to(torch.int32).view(shape)
+
+
+def check(
+    layer: FirstLayer, ways: dict[str, tuple[str, Way]], ids: Tensor, config: BenchConfig
+) -> dict[str, float]:
+    """Each way's largest error against float64 on the first windows.
+
+    Raises:
+        DisagreementError: as `bench`.
+    """
+    sample = ids[:CHECKED_WINDOWS]
+    exact = reference.project(reference.in_float64(layer), sample)
+    torch_error = _error(reference.project(layer, sample), exact)
+    errors = {}
+    for name, (_, way) in ways.items():
+        if name == "multiply":
+            continue
+        found = [part[:CHECKED_WINDOWS].cpu() for part in _by_head(way(), layer, config)]
+        errors[name] = _error(found, exact)
+        allowed = 2 * torch_error
+        # torch's own ways may round otherwise than the one that sets the measure.
+        if name == "qkvmill" and not config.tf32 and not errors[name] <= allowed:
+            raise DisagreementError(
+                f"{name} is {errors[name]:.2g} from float64, more than twice torch's "
+                f"{torch_error:.2g} in {config.dtype}"
+            )
+    return errors
+
+
+def _ways(
+    layer: FirstLayer, packed: PackedLayer, backend: Backend, ids: Tensor
+) -> dict[str, tuple[str, Way]]:
+    """Every way by name: what it is, and the function that does it once."""
+    device, dtype = backend.device, layer.dtype
+    windows, length = ids.shape
+    position = layer.position[:length] if layer.position is not None else None
+    shape = (windows, layer.heads, length, layer.head_dim)
+    q, k, v = (torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(3))
+    weight = torch.cat([layer.q_weight, layer.k_weight, layer.v_weight])
+    biases = [b for b in (layer.q_bias, layer.k_bias, layer.v_bias) if b is not None]
+    bias = torch.cat(biases)
+    transposed = weight.t()
+
+    def embedded() -> Tensor:
+        x = F.embedding(ids, layer.embedding)
+        return x if position is None else x + position
+
+    def notebook() -> tuple[Tensor, Tensor, Tensor]:
+        x = embedded()
+        return (
+            F.linear(x, layer.q_weight, layer.q_bias),
+            F.linear(x, layer.k_weight, layer.k_bias),
+            F.linear(x, layer.v_weight, layer.v_bias),
+        )
+
+    def addmm() -> Tensor:
+        return torch.addmm(bias, embedded().view(-1, layer.d_model), transposed)
+
+    def qkvmill() -> tuple[Tensor, Tensor, Tensor]:
+        backend.project(packed, ids, q, k, v)
+        return q, k, v
+
+    x = embedded().view(-1, layer.d_model)
+    ways: dict[str, tuple[str, Way]] = {
+        "notebook": ("embedding, add, three Linear", notebook),
+        "addmm": ("gather, add, one addmm, packed", addmm),
+    }
+    if device.type == "cuda" or shutil.which("g++") or shutil.which("clang++"):
+        mode = "max-autotune" if device.type == "cuda" else None
+        compiled = torch.compile(lambda: reference.project(layer, ids), mode=mode)
+        ways["compile"] = (f"torch.compile(mode={mode}) of the definition", compiled)
+    ways["qkvmill"] = (f"{backend.method}, {backend.kernel}, into [W, H, T, Dh]", qkvmill)
+    ways["multiply"] = ("the matrix product alone: what bounds them", lambda: x @ transposed)
+    return ways
+
+
+def _by_head(result: Any, layer: FirstLayer, config: BenchConfig) -> list[Tensor]:
+    """Any way's result as q, k, v [W, H, T, Dh]."""
+    if isinstance(result, Tensor):
+        result = torch.split(result, layer.d_model, dim=1)
+    parts = []
+    for part in result:
+        if part.ndim < 4:
+            flat = part.reshape(config.windows, config.context_length, layer.heads, layer.head_dim)
+            part = flat.transpose(1, 2)
+        parts.append(part)
+    return parts
+
+
+def _error(found: Any, exact: Any) -> float:
+    """The largest absolute difference; NaN where anything is NaN."""
+    pairs = zip(found, exact, strict=True)
+    return max(float((a.double() - b).abs().max()) for a, b in pairs)
+
+
+def _time(way: Way, device: torch.device) -> float:
+    """Seconds that a way takes once, with the device's queue empty before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    way()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,345 @@
+"""The command line: options -> one frozen config -> one call -> a summary. Nothing else."""
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from click import Choice, argument, option
+from rich.console import Console
+
+from exporters.errors import ExportError
+from exporters.folder import readable
+from exporters.manifest import read_manifest
+from exporters.reading import read_window
+from exporters.verify import bytes_to_check
+from exporters.verify import verify as verify_export
+from jobs import bench as benches
+from jobs import show
+from jobs.config import D_MODEL, EXPORTS, HEADS, JobConfig
+from jobs.errors import ConfigError, TokenizerError
+from jobs.plan import plan as plan_job
+from jobs.progress import Reporter
+from jobs.run import run as run_job
+from jobs.tokenizer import ENCODINGS, load_tokenizer
+from kernels.errors import QkvmillError
+from kernels.layer import DTYPES
+
+INTERRUPTED = 130
+PIPE_COLUMNS = 120  # of tables that go into a pipe or a file
+
+SIZE_UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with an optional unit: 512MB, 1.5GiB, 4096."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip()
+        number = text.rstrip("BbKkMmGgTtIi ")
+        unit = text[len(number) :].strip().upper()
+        try:
+            size = int(float(number) * SIZE_UNITS[unit])
+        except (KeyError, ValueError, OverflowError):
+            self.fail(f"{value!r} is not a size such as 512MB or 1GiB", param, ctx)
+        return size
+
+
+def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take defaults from a TOML file whose keys are the long options' names."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise click.UsageError(f"--config {path} could not be read: {reason}") from error
+    known = {parameter.name: parameter for parameter in ctx.command.params}
+    defaults = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        parameter = known.get(name)
+        if parameter is None or parameter.name == "config":
+            raise click.UsageError(f"--config {path}: {key!r} is not an option of {ctx.info_name}")
+        if isinstance(value, list) != (parameter.multiple or parameter.nargs == -1):
+            kind = "one value" if isinstance(value, list) else "a list"
+            raise click.UsageError(f"--config {path}: {key!r} takes not {kind}")
+        defaults[name] = value
+    ctx.default_map = defaults
+
+
+def job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `run` and `plan` share, in the order in which help shows them."""
+    path = click.Path(path_type=Path)
+    options = [
+        argument("corpus", nargs=-1, required=True, type=path),
+        option("--out", required=True, type=path, help="Folder of the export."),
+        option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
+                     help="TOML file with any of these options by name; flags win over it."),
+        option("--tokenizer", default="cl100k_base", show_default=True,
+                     help=f"One of {', '.join(ENCODINGS)}."),
+        option("--separator", type=Choice(["eot", "none"]), default="eot", show_default=True,
+                     help="What stands between documents: the end-of-text token or nothing."),
+        option("--text-errors", type=Choice(["strict", "replace"]), default="strict",
+                     show_default=True,
+                     help="Bytes that are not UTF-8: stop, or put U+FFFD and count them."),
+        option("--context-length", type=int, default=1024, show_default=True,
+                     help="Tokens in a window, T."),
+        option("--sampling", type=Choice(["sequential", "random"]), default="sequential",
+                     show_default=True, help="Windows in order, or drawn with torch.randint."),
+        option("--stride", type=int, show_default="the context length",
+                     help="Tokens from one sequential window to the next."),
+        option("--batch-size", type=int, default=8, show_default=True,
+                     help="Windows in a batch; a shard holds whole batches."),
+        option("--batches", type=int, show_default="all, or 1 with random sampling",
+                     help="Batches to export."),
+        option("--seed", type=int, default=0, show_default=True,
+                     help="Seed of the layer's parameters and of random sampling."),
+        option("--weights", type=path,
+                     help="The layer from a .safetensors file instead of the seed."),
+        option("--d-model", type=int, show_default=f"{D_MODEL}, or as in --weights",
+                     help="Model width, d."),
+        option("--heads", type=int, show_default=f"{HEADS}, or as in --weights",
+                     help="Query heads, H."),
+        option("--kv-heads", type=int, show_default="the heads, or as in --weights",
+                     help="Key/value heads, Hk."),
+        option("--positions", type=Choice(["sinusoidal", "learned", "none"]),
+                     show_default="sinusoidal, or as in --weights",
+                     help="The position table that is added to the embedding."),
+        option("--vocab-size", metavar="[encoding|corpus|N]", show_default="encoding",
+                     help="Rows of the embedding that the seed makes; corpus: largest id + 1."),
+        option("--export", multiple=True, type=Choice(EXPORTS), default=("tokens", "qkv"),
+                     show_default=True,
+                     help="What shards hold (repeatable): tokens (input, target and document ids), "
+                     "features (x and y), qkv (q, k and v)."),
+        option("--method", type=Choice(["auto", "direct"]), default="auto",
+                     show_default=True, help="How q, k and v are computed; auto is direct."),
+        option("--dtype", type=Choice(list(DTYPES)), default="float32", show_default=True,
+                     help="Of the layer and of the features, q, k and v."),
+        option("--layout", type=Choice(["bhtd", "bthd"]), default="bhtd", show_default=True,
+                     help="q, k and v as [W, H, T, Dh] or as [W, T, H, Dh]."),
+        option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="auto",
+                     show_default=True, help="Where to compute."),
+        option("--tf32", is_flag=True,
+                     help="On a GPU, float32 products on TF32 tensor cores: faster, less exact."),
+        option("--shard-size", type=Size(), default="512MB", show_default=True,
+                     help="Most bytes of tensors in one shard."),
+        option("--overwrite", is_flag=True, help="Replace a finished export at --out."),
+    ]  # fmt: skip
+    for add in reversed(options):
+        command = add(command)
+    return command
+
+
+def output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--quiet and --json."""
+    command = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    return option("--quiet", is_flag=True, help="Print nothing but errors and --json.")(command)
+
+
+def job_config(options: dict[str, Any]) -> JobConfig:
+    """A checked config from click's values."""
+    return JobConfig(**options)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="qkvmill", prog_name="qkvmill", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Turn text into token windows, embeddings with positions, and Q, K, V, as safetensors."""
+
+
+@cli.command("run")
+@job_options
+@output_options
+def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Tokenize CORPUS (.txt files and folders of them), compute, and export to --out."""
+    summary = run_job(job_config(options), Reporter(quiet=quiet or as_json))
+    _print(asdict(summary), "exported", quiet, as_json)
+
+
+@cli.command("plan")
+@job_options
+@output_options
+def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Say what run would do with the same options, and write nothing."""
+    result = plan_job(job_config(options), Reporter(quiet=quiet or as_json))
+    _print(asdict(result), "plan", quiet, as_json)
+
+
+@cli.command("inspect")
+@argument("export", type=click.Path(path_type=Path))
+@option("--window", type=int, help="Show this window, counted from 0.")
+@option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
+    """Show what EXPORT holds, or one of its windows: its text, ids and features."""
+    console = _stdout()
+    if window is None:
+        manifest = read_manifest(export)
+        if as_json:
+            _print_json(asdict(manifest))
+        else:
+            show.show_export(console, export, manifest)
+        return
+    manifest, found = read_window(export, window)
+    tokenizer = load_tokenizer(manifest.tokenizer["name"])
+    if tokenizer.vocabulary_sha256 != manifest.tokenizer["vocabulary_sha256"]:
+        raise TokenizerError(
+            f"{export} was made with another vocabulary under the name {tokenizer.name}"
+        )
+    record = show.window_record(export, manifest, found, tokenizer)
+    if as_json:
+        _print_json(record)
+    else:
+        show.show_window(console, record, found)
+
+
+@cli.command("verify")
+@argument("export", type=click.Path(path_type=Path))
+@output_options
+def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
+    """Check every byte of EXPORT against its hash and every shape against the manifest."""
+    reporter = Reporter(quiet=quiet or as_json)
+    with reporter.stage("verify", bytes_to_check(export), "bytes") as advance:
+        findings = verify_export(export, advance)
+    if as_json:
+        _print_json(asdict(findings))
+    if findings.problems:
+        shown = "; ".join(findings.problems[:10])
+        more = len(findings.problems) - 10
+        raise ExportError(f"{export}: {shown}" + (f"; and {more} more" if more > 0 else ""))
+    if not quiet and not as_json:
+        sized = readable(findings.bytes)
+        click.echo(f"{export}: {findings.files} files, {sized}, all as they were written")
+
+
+@cli.command("bench")
+@option(
+    "--d-model",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(64, 768),
+    show_default=True,
+    help="Model width (repeatable).",
+)
+@option(
+    "--heads",
+    type=click.IntRange(1),
+    show_default="one for each 64 of the width",
+    help="Query and key/value heads.",
+)
+@option(
+    "--context-length",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Tokens in a window, T.",
+)
+@option(
+    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Tokens in a round."
+)
+@option(
+    "--dtype",
+    type=Choice(list(DTYPES)),
+    default="float32",
+    show_default=True,
+    help="Of the layer and of q, k and v.",
+)
+@option(
+    "--device",
+    metavar="[auto|cpu|cuda|cuda:N]",
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@option("--tf32", is_flag=True, help="On a GPU, float32 products on TF32 tensor cores.")
+@option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Rounds; each runs every way once.",
+)
+@output_options
+def bench_command(
+    d_model: tuple[int, ...], heads: int | None, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Time our way against torch's, side by side, after checking that the results agree."""
+    rows = []
+    reporter = Reporter(quiet=quiet or as_json)
+    for width in d_model:
+        config = benches.BenchConfig(d_model=width, heads=heads or max(1, width // 64), **options)
+        backend, results = benches.bench(config, reporter)
+        rows.append((config, backend, results))
+    if as_json:
+        _print_json([
+            {"config": asdict(config), "compute": backend.record(),
+             "ways": [asdict(result) for result in results]}
+            for config, backend, results in rows
+        ])  # fmt: skip
+    elif not quiet:
+        for config, _, results in rows:
+            show.show_bench(_stdout(), config, results)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status after printing any error as one line.
+
+    0 done, 1 could not, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        # Without standalone mode click raises its errors instead of printing them over lines.
+        status = cli.main(arguments, prog_name="qkvmill", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.Abort:
+        _fail("interrupted; the same command starts the export over")
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        _fail(error.format_message())
+        return error.exit_code
+    except ConfigError as error:
+        _fail(str(error))
+        return 2
+    except QkvmillError as error:
+        _fail(str(error))
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}")
+        return 1
+    except MemoryError:
+        _fail("not enough memory; give a smaller --shard-size or --vocab-size corpus")
+        return 1
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+
+
+def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+    elif not quiet:
+        show.show_pairs(_stdout(), title, result)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=list))
+
+
+def _stdout() -> Console:
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    return Console(file=sys.stdout, highlight=False, width=width)

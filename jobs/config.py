@@ -1,0 +1,138 @@
+"""JobConfig: what a job is asked to do, checked."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.errors import ConfigError
+from kernels.layer import DTYPES, Positions
+
+Sampling = Literal["sequential", "random"]
+
+EXPORTS = ("tokens", "features", "qkv")
+D_MODEL = 768
+HEADS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """The options of `qkvmill run`. None means: as the weights file says, or the default.
+
+    Raises:
+        ConfigError: if options are out of range, contradict each other, or would have no effect.
+    """
+
+    corpus: tuple[Path, ...]
+    out: Path
+    tokenizer: str = "cl100k_base"
+    context_length: int = 1024
+    d_model: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    batch_size: int = 8
+    sampling: Sampling = "sequential"
+    stride: int | None = None
+    batches: int | None = None
+    seed: int = 0
+    separator: Literal["eot", "none"] = "eot"
+    weights: Path | None = None
+    positions: Positions | None = None
+    vocab_size: str | None = None  # "encoding", "corpus" or a number
+    export: tuple[str, ...] = ("tokens", "qkv")
+    method: Literal["auto", "direct"] = "auto"
+    dtype: str = "float32"
+    layout: Literal["bhtd", "bthd"] = "bhtd"
+    device: str = "auto"
+    tf32: bool = False
+    shard_size: int = 512_000_000
+    text_errors: Literal["strict", "replace"] = "strict"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise ConfigError("no corpus is given; name files or folders of text")
+        least = {
+            "context_length": 1, "d_model": 1, "heads": 1, "kv_heads": 1, "batch_size": 1,
+            "stride": 1, "batches": 1, "seed": 0, "shard_size": 1,
+        }  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is less than {bound}")
+        if self.seed >= 2**63:
+            raise ConfigError(f"--seed {self.seed} is not below 2^63")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        for name in self.export:
+            if name not in EXPORTS:
+                raise ConfigError(f"--export {name} is not one of {', '.join(EXPORTS)}")
+        if self.sampling == "random" and self.stride is not None:
+            raise ConfigError("--stride has no effect with --sampling random; leave one out")
+        if self.tf32 and self.dtype != "float32":
+            raise ConfigError(f"--tf32 has no effect with --dtype {self.dtype}; leave one out")
+        self._check_layer_options()
+
+    def _check_layer_options(self) -> None:
+        if not self.needs_layer:
+            for name in ("weights", "d_model", "heads", "kv_heads", "positions", "vocab_size"):
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise ConfigError(f"--{option} has no effect without --export features or qkv")
+        if self.vocab_size is not None:
+            if self.weights is not None:
+                raise ConfigError("--vocab-size has no effect with --weights; leave it out")
+            number = self.vocab_size.isascii() and self.vocab_size.isdigit()
+            if self.vocab_size not in ("encoding", "corpus") and not (
+                number and int(self.vocab_size) > 0
+            ):
+                raise ConfigError(
+                    f"--vocab-size {self.vocab_size} is not encoding, corpus or a number above 0"
+                )
+        if self.weights is None:
+            d_model, heads, kv_heads = self.seeded_widths
+            if d_model % heads:
+                raise ConfigError(
+                    f"--d-model {d_model} cannot be split into --heads {heads} evenly; "
+                    "give a width that is a multiple of the heads"
+                )
+            if heads % kv_heads:
+                raise ConfigError(
+                    f"--heads {heads} cannot share --kv-heads {kv_heads} evenly; "
+                    "give a divisor of the heads"
+                )
+
+    @property
+    def needs_layer(self) -> bool:
+        """Whether anything is exported that the first layer computes."""
+        return "features" in self.export or "qkv" in self.export
+
+    @property
+    def seeded_widths(self) -> tuple[int, int, int]:
+        """d_model, heads and kv_heads of a layer that is made from the seed."""
+        heads = self.heads or HEADS
+        return self.d_model or D_MODEL, heads, self.kv_heads or heads
+
+    @property
+    def window_stride(self) -> int:
+        """Tokens from one sequential window to the next."""
+        return self.stride or self.context_length
+
+    @property
+    def random_batches(self) -> int:
+        """How many batches random sampling draws: one, as the notebook does, unless told."""
+        return self.batches or 1
+
+    def record(self) -> dict[str, Any]:
+        """The options that shape bytes, for the manifest; nothing of where files lay."""
+        elsewhere = ("corpus", "out", "weights", "device", "overwrite")
+        options = {name: value for name, value in asdict(self).items() if name not in elsewhere}
+        if self.sampling == "sequential":
+            options["stride"] = self.window_stride
+        else:
+            options["batches"] = self.random_batches
+        if self.needs_layer and self.weights is None:
+            options["d_model"], options["heads"], options["kv_heads"] = self.seeded_widths
+            options["positions"] = self.positions or "sinusoidal"
+            options["vocab_size"] = self.vocab_size or "encoding"
+        options["export"] = [name for name in EXPORTS if name in self.export]
+        return options

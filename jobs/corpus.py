@@ -1,0 +1,145 @@
+"""Paths -> text documents: .txt files, UTF-8, one file is one document."""
+
+import codecs
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.errors import CorpusError
+
+READ_BYTES = 1 << 20
+REPLACEMENT = "�"
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A document on disk and its name in the manifest, which does not say where the corpus lay."""
+
+    path: Path
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents in their order, and how many other files their folders held."""
+
+    files: tuple[TextFile, ...]
+    skipped_files: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass
+class TextRecord:
+    """What was read of one document; complete once its text is used up."""
+
+    bytes: int = 0
+    replaced: int = 0
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+
+def find_files(paths: Iterable[Path]) -> Corpus:
+    """The .txt files that paths name: files in the order given, folders recursively and sorted.
+
+    Hidden files and folders (".name") inside a folder are skipped; other files that are not .txt
+    are skipped and counted. Links to folders are not followed.
+
+    Raises:
+        CorpusError: if a path is missing, empty, no .txt file, or a folder without one.
+    """
+    files: list[TextFile] = []
+    skipped = 0
+    for path in paths:
+        if path.is_dir():
+            found, others = _files_below(path)
+            if not found:
+                raise CorpusError(f"{path} holds no .txt file; give a folder or a file with text")
+            files += [_text_file(file, file.relative_to(path).as_posix()) for file in found]
+            skipped += others
+        else:
+            files.append(_text_file(path, path.name))
+    return Corpus(tuple(files), skipped)
+
+
+def read_text(file: TextFile, errors: str, record: TextRecord) -> Iterator[str]:
+    """The text of a document in pieces of at most READ_BYTES characters, without a leading BOM.
+
+    `errors` is "strict" or "replace"; what is read is counted in `record`.
+
+    Raises:
+        CorpusError: if the file cannot be read, has no text, is binary (holds a NUL byte), or is
+            not UTF-8 and `errors` is "strict"; with the byte offset.
+    """
+    held = b""
+    characters = 0
+    offset = 0  # of the first byte of `held` in the file
+    try:
+        with file.path.open("rb") as stream:
+            while True:
+                block = stream.read(READ_BYTES)
+                record.bytes += len(block)
+                record.digest.update(block)
+                if (place := block.find(b"\0")) >= 0:
+                    raise CorpusError(
+                        f"{file.path} is binary, not text: byte {offset + len(held) + place} is NUL"
+                    )
+                held += block
+                if offset == 0 and held.startswith(codecs.BOM_UTF8):
+                    held = held[len(codecs.BOM_UTF8) :]
+                    offset = len(codecs.BOM_UTF8)
+                text, used = codecs.utf_8_decode(held, errors, not block)
+                marks = held[:used].count(REPLACEMENT.encode())
+                record.replaced += text.count(REPLACEMENT) - marks
+                offset += used
+                held = held[used:]
+                characters += len(text)
+                if text:
+                    yield text
+                if not block:
+                    break
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{file.path} is not UTF-8: byte {offset + error.start} is "
+            f"0x{error.object[error.start]:02x}; mend it or give --text-errors replace"
+        ) from error
+    except OSError as error:
+        raise CorpusError(f"{file.path} could not be read: {error.strerror}") from error
+    if characters == 0:
+        raise CorpusError(f"{file.path} is empty; remove it or leave it out")
+
+
+def _files_below(folder: Path) -> tuple[list[Path], int]:
+    """The .txt files below a folder, sorted by their parts, and the number of other files."""
+    found: list[Path] = []
+    others = 0
+
+    def refuse(error: OSError) -> None:
+        raise CorpusError(f"{error.filename} could not be read: {error.strerror}") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = [name for name in names if not name.startswith(".")]
+        texts = [name for name in visible if name.endswith(".txt")]
+        found += [Path(place, name) for name in texts]
+        others += len(visible) - len(texts)
+    return sorted(found, key=lambda path: path.relative_to(folder).parts), others
+
+
+def _text_file(path: Path, name: str) -> TextFile:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CorpusError(f"{path} could not be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CorpusError(f"{path} is not a regular file")
+    if path.suffix != ".txt":
+        raise CorpusError(f"{path} is not a .txt file, the only kind that is read")
+    if status.st_size == 0:
+        raise CorpusError(f"{path} is empty; remove it or leave it out")
+    return TextFile(path, name, status.st_size)

@@ -1,0 +1,15 @@
+"""Errors about options, corpora and tokenizers; the whole tree is drawn in kernels/errors.py."""
+
+from kernels.errors import QkvmillError
+
+
+class ConfigError(QkvmillError):
+    """Options that are wrong or contradict each other; exit status 2."""
+
+
+class CorpusError(QkvmillError):
+    """A corpus that cannot be read."""
+
+
+class TokenizerError(QkvmillError):
+    """An unknown encoding or a damaged vocabulary."""

@@ -1,0 +1,132 @@
+"""Which first layer a job uses: from the weights file, or made from the seed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from exporters.errors import WeightsError
+from exporters.layerfile import load_layer
+from jobs.config import JobConfig
+from jobs.errors import ConfigError
+from jobs.tokenizer import Tokenizer
+from kernels.layer import DTYPES, FirstLayer, seeded_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """The widths of a first layer, known before its parameters are."""
+
+    vocabulary_size: int
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bytes: int  # of all parameters, in the job's dtype
+
+
+def load_weights(config: JobConfig) -> FirstLayer | None:
+    """The layer of --weights in the job's dtype; None where it will be made from the seed.
+
+    Raises:
+        WeightsError: if the file cannot be used.
+        LayerError: if a value does not fit the dtype.
+    """
+    if config.weights is None:
+        return None
+    layer = load_layer(
+        config.weights,
+        context_length=config.context_length,
+        d_model=config.d_model,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        positions=config.positions,
+    )
+    return layer.to(DTYPES[config.dtype])
+
+
+def layer_shape(
+    config: JobConfig, loaded: FirstLayer | None, tokenizer: Tokenizer, largest_id: int | None
+) -> LayerShape | None:
+    """The layer's shape; None where none is needed, or where it hangs on an unknown largest id."""
+    if not config.needs_layer:
+        return None
+    if loaded is not None:
+        return LayerShape(
+            vocabulary_size=loaded.vocabulary_size,
+            d_model=loaded.d_model,
+            heads=loaded.heads,
+            kv_heads=loaded.kv_heads,
+            head_dim=loaded.head_dim,
+            bytes=sum(tensor.nbytes for tensor in loaded.tensors().values()),
+        )
+    if config.vocab_size == "corpus" and largest_id is None:
+        return None
+    vocabulary_size = _vocabulary_size(config, tokenizer, largest_id or 0)
+    d_model, heads, kv_heads = config.seeded_widths
+    head_dim = d_model // heads
+    width = (heads + 2 * kv_heads) * head_dim
+    positions = 0 if config.positions == "none" else config.context_length
+    parameters = (vocabulary_size + positions + width) * d_model + width
+    return LayerShape(
+        vocabulary_size=vocabulary_size,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        bytes=parameters * DTYPES[config.dtype].itemsize,
+    )
+
+
+def make_layer(config: JobConfig, tokenizer: Tokenizer, largest_id: int) -> FirstLayer:
+    """The layer from the seed, in the job's dtype."""
+    d_model, heads, kv_heads = config.seeded_widths
+    layer = seeded_layer(
+        vocabulary_size=_vocabulary_size(config, tokenizer, largest_id),
+        d_model=d_model,
+        heads=heads,
+        kv_heads=kv_heads,
+        context_length=config.context_length,
+        positions=config.positions or "sinusoidal",
+        seed=config.seed,
+    )
+    return layer.to(DTYPES[config.dtype])
+
+
+def check_ids(config: JobConfig, shape: LayerShape, largest_id: int) -> None:
+    """Raise if a token of the corpus has no row in the embedding.
+
+    Raises:
+        WeightsError, ConfigError: for a layer from a file and one from the seed.
+    """
+    if largest_id < shape.vocabulary_size:
+        return
+    rows = (
+        f"the embedding has {shape.vocabulary_size} rows, but the corpus holds token {largest_id}"
+    )
+    if config.weights is not None:
+        raise WeightsError(f"--weights {config.weights}: {rows}; use the tokenizer of that model")
+    raise ConfigError(f"--vocab-size {config.vocab_size}: {rows}; give {largest_id + 1} or more")
+
+
+def describe_layer(config: JobConfig, layer: FirstLayer) -> dict[str, Any]:
+    """The layer's section of the manifest."""
+    return {
+        "source": "seed" if config.weights is None else "weights",
+        "vocabulary_size": layer.vocabulary_size,
+        "d_model": layer.d_model,
+        "heads": layer.heads,
+        "kv_heads": layer.kv_heads,
+        "head_dim": layer.head_dim,
+        "norm": layer.norm,
+        "eps": layer.eps,
+        "positions": layer.positions,
+        "embedding_scale": layer.embedding_scale,
+        "dtype": config.dtype,
+    }
+
+
+def _vocabulary_size(config: JobConfig, tokenizer: Tokenizer, largest_id: int) -> int:
+    if config.vocab_size == "corpus":
+        return largest_id + 1
+    if config.vocab_size in (None, "encoding"):
+        return tokenizer.vocabulary_size
+    return int(config.vocab_size or 0)

@@ -1,0 +1,78 @@
+"""What a run would do, without writing anything."""
+
+from dataclasses import dataclass
+
+from exporters.tokens import PART_TOKENS
+from jobs.config import JobConfig
+from jobs.corpus import find_files
+from jobs.layers import check_ids, layer_shape, load_weights
+from jobs.outputs import shard_tensors, window_bytes, windows_per_shard
+from jobs.progress import Reporter
+from jobs.run import choose_backend, plan_windows
+from jobs.tokenise import TokenCounter, tokenise
+from jobs.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Counts and sizes of a job; bytes are of tensors, without headers and the manifest."""
+
+    documents: int
+    skipped_files: int
+    replaced_sequences: int
+    corpus_bytes: int
+    tokens: int
+    windows: int
+    dropped_tokens: int
+    shards: int
+    token_bytes: int
+    weight_bytes: int
+    window_bytes: int
+    total_bytes: int
+    memory_bytes: int  # layer, one shard and one part of the stream; not the libraries' own
+    device: str | None
+    method: str | None
+    kernel: str | None
+    reason: str | None
+
+
+def plan(config: JobConfig, reporter: Reporter) -> Plan:
+    """Count what `run` would do with the same options. Reads and tokenises the whole corpus.
+
+    Raises:
+        QkvmillError: for everything about options, corpus and weights that would stop the run.
+    """
+    corpus = find_files(config.corpus)
+    tokenizer = load_tokenizer(config.tokenizer)
+    backend = choose_backend(config, reporter)
+    loaded = load_weights(config)
+    totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)
+    windows = plan_windows(config, totals.tokens)
+    shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
+    if shape is not None:
+        check_ids(config, shape, totals.largest_id)
+    plans = shard_tensors(config, shape)
+    per_window = window_bytes(plans)
+    per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
+    token_bytes = 4 * totals.tokens + 8 * totals.documents
+    weight_bytes = shape.bytes if shape else 0
+    all_windows = per_window * windows.count
+    return Plan(
+        documents=totals.documents,
+        skipped_files=corpus.skipped_files,
+        replaced_sequences=totals.replaced_sequences,
+        corpus_bytes=corpus.bytes,
+        tokens=totals.tokens,
+        windows=windows.count,
+        dropped_tokens=windows.dropped_tokens,
+        shards=-(-windows.count // per_shard),
+        token_bytes=token_bytes,
+        weight_bytes=weight_bytes,
+        window_bytes=all_windows,
+        total_bytes=token_bytes + weight_bytes + all_windows,
+        memory_bytes=weight_bytes + per_window * min(per_shard, windows.count) + 4 * PART_TOKENS,
+        device=str(backend.device) if backend else None,
+        method=backend.method if backend else None,
+        kernel=backend.kernel if backend else None,
+        reason=backend.reason if backend else None,
+    )

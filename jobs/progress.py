@@ -1,0 +1,79 @@
+"""What a person sees while a job works: bars on a terminal, plain lines elsewhere, on stderr."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_SECONDS = 30.0
+
+Advance = Callable[[int], None]
+
+
+class Reporter:
+    """Says what happens, and keeps how long each stage took.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.seconds: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        """One line that matters: a choice and its reason, something skipped or counted."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Time a stage and show how far it is; yields the function that advances it."""
+        began = time.monotonic()
+        shown = self._bar if self.console.is_terminal and not self.quiet else self._lines
+        with shown(name, total, unit) as advance:
+            yield advance
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    @contextmanager
+    def _bar(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda amount: progress.advance(task, amount)
+
+    @contextmanager
+    def _lines(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        began = said = time.monotonic()
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done, said
+            done += amount
+            now = time.monotonic()
+            if now - said >= LINE_SECONDS:
+                said = now
+                self.note(f"{name}: {done:,} of {total:,} {unit} after {now - began:.0f} s")
+
+        yield advance
+        self.note(f"{name}: {done:,} {unit} in {time.monotonic() - began:.1f} s")

@@ -1,0 +1,94 @@
+"""The token stage: documents -> one stream of ids, counted on the way."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.config import JobConfig
+from jobs.corpus import Corpus, TextRecord, read_text
+from jobs.progress import Reporter
+from jobs.tokenizer import Tokenizer, encode
+
+
+class TokenSink(Protocol):
+    """What takes the stream: exporters.tokens.TokenWriter, or a TokenCounter for a plan."""
+
+    tokens: int
+    documents: int
+    largest_id: int
+
+    def start_document(self) -> None: ...
+
+    def append(self, ids: NDArray[Any], /) -> None: ...
+
+
+class TokenCounter:
+    """A sink that only counts."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.documents = 0
+        self.largest_id = -1
+
+    def start_document(self) -> None:
+        self.documents += 1
+
+    def append(self, ids: NDArray[Any], /) -> None:
+        self.tokens += len(ids)
+        self.largest_id = max(self.largest_id, int(ids.max()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTotals:
+    """What a corpus came to."""
+
+    tokens: int
+    documents: int
+    separators: int
+    largest_id: int
+    replaced_sequences: int  # stretches of bytes that were not UTF-8, each now one U+FFFD
+    files: tuple[dict[str, Any], ...]  # name, bytes, sha256, tokens
+
+
+def tokenise(
+    config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, sink: TokenSink, reporter: Reporter
+) -> TokenTotals:
+    """Send the tokens of a corpus to a sink, with the end-of-text token between documents.
+
+    Raises:
+        CorpusError: if a document cannot be read.
+    """
+    separator = np.array([tokenizer.end_of_text])
+    separators = replaced = 0
+    files = []
+    with reporter.stage("tokenise", corpus.bytes, "bytes") as advance:
+        for index, file in enumerate(corpus.files):
+            record = TextRecord()
+            if index and config.separator == "eot":
+                sink.append(separator)
+                separators += 1
+            sink.start_document()
+            before, advanced = sink.tokens, 0
+            for ids in encode(tokenizer, read_text(file, config.text_errors, record)):
+                sink.append(ids)
+                advance(record.bytes - advanced)
+                advanced = record.bytes
+            replaced += record.replaced
+            files.append(
+                {
+                    "name": file.name,
+                    "bytes": record.bytes,
+                    "sha256": record.digest.hexdigest(),
+                    "tokens": sink.tokens - before,
+                }
+            )
+    return TokenTotals(
+        tokens=sink.tokens,
+        documents=sink.documents,
+        separators=separators,
+        largest_id=sink.largest_id,
+        replaced_sequences=replaced,
+        files=tuple(files),
+    )

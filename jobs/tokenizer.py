@@ -1,0 +1,164 @@
+"""Documents -> token ids, with tiktoken's encodings and vocabularies that lie in data/vocab.
+
+Nothing is ever downloaded. tiktoken's own constructors give each encoding's pattern and special
+tokens; only the function that would fetch the ranks is replaced by one that reads them here.
+"""
+
+import base64
+import binascii
+import gzip
+import hashlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import FunctionType
+from typing import Any, cast
+
+import numpy as np
+import tiktoken
+from numpy.typing import NDArray
+from tiktoken_ext import openai_public
+
+from jobs.errors import TokenizerError
+
+VOCABULARIES = Path(__file__).resolve().parent.parent / "data" / "vocab"
+ENCODINGS = tuple(openai_public.ENCODING_CONSTRUCTORS)
+
+# Text is encoded in stretches of at least this many characters, cut where no token can cross.
+STRETCH = 1 << 18
+# After a newline between a visible character and a letter or digit, or before a space between two
+# ASCII letters, every encoding here begins a new piece whatever follows or went before.
+SAFE_CUT = re.compile(r"(?<=\S\n)(?=[^\W_])|(?<=[A-Za-z])(?= [A-Za-z])")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tiktoken encoding and the hash of the ranks that it was made from."""
+
+    encoding: tiktoken.Encoding
+    vocabulary_sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.encoding.name
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id, special tokens included."""
+        return self.encoding.n_vocab
+
+    @property
+    def end_of_text(self) -> int:
+        return self.encoding.eot_token
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """One of tiktoken's encodings, from the vocabularies in data/vocab.
+
+    Raises:
+        TokenizerError: if the name is unknown, or its vocabulary file is missing or damaged.
+    """
+    if name not in ENCODINGS:
+        near = get_close_matches(name, ENCODINGS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(ENCODINGS)}"
+        raise TokenizerError(f"--tokenizer {name!r} is not known; {hint}")
+    hashes: list[str] = []
+
+    def load_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
+        hashes.append(expected_hash)
+        return read_ranks(VOCABULARIES / f"{url.rpartition('/')[2]}.gz", expected_hash)
+
+    def load_gpt2_ranks(**_: str) -> dict[bytes, int]:
+        # GPT-2's own files hold the same ranks as r50k_base in an older notation.
+        parameters = _with_loaders("r50k_base", load_tiktoken_bpe=load_ranks)()
+        return cast(dict[bytes, int], parameters["mergeable_ranks"])
+
+    loaders: dict[str, Callable[..., Any]] = {
+        "load_tiktoken_bpe": load_ranks,
+        "data_gym_to_mergeable_bpe_ranks": load_gpt2_ranks,
+        "o200k_base": _with_loaders("o200k_base", load_tiktoken_bpe=load_ranks),
+    }
+    parameters = _with_loaders(name, **loaders)()
+    return Tokenizer(tiktoken.Encoding(**parameters), hashes[0])
+
+
+def read_ranks(path: Path, expected_sha256: str) -> dict[bytes, int]:
+    """The merge ranks of a gzipped .tiktoken file: a base64 token and its rank on each line.
+
+    Raises:
+        TokenizerError: if the file is missing, or its contents are not those that tiktoken expects.
+    """
+    try:
+        contents = gzip.decompress(path.read_bytes())
+    except FileNotFoundError as error:
+        raise TokenizerError(f"the vocabulary {path} is missing; reinstall qkvmill") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise TokenizerError(
+            f"the vocabulary {path} is damaged ({error}); reinstall qkvmill"
+        ) from error
+    found = hashlib.sha256(contents).hexdigest()
+    if found != expected_sha256:
+        raise TokenizerError(
+            f"the vocabulary {path} is damaged: its SHA-256 is {found}, "
+            f"not {expected_sha256}; reinstall qkvmill"
+        )
+    try:
+        pairs = (line.split() for line in contents.splitlines())
+        return {base64.b64decode(token): int(rank) for token, rank in pairs}
+    except (ValueError, binascii.Error) as error:
+        raise TokenizerError(f"the vocabulary {path} is not in tiktoken's format") from error
+
+
+def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+    """The ids of one document that comes in pieces: the same as of the whole text at once.
+
+    Holds the longest stretch between two safe cuts, or about STRETCH characters. Text that looks
+    like a special token is ordinary text.
+    """
+    held: list[str] = []
+    length, enough = 0, STRETCH
+    for piece in pieces:
+        held.append(piece)
+        length += len(piece)
+        if length < enough:
+            continue
+        text = "".join(held)
+        cut = last_safe_cut(text)
+        if cut:
+            yield encode_text(tokenizer, text[:cut])
+        held = [text[cut:]]
+        length = len(text) - cut
+        # Where no cut was found the next search waits for twice the text, so that all the searches
+        # together stay linear.
+        enough = STRETCH if cut else 2 * length
+    text = "".join(held)
+    if text:
+        yield encode_text(tokenizer, text)
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> NDArray[np.uint32]:
+    """The ids of a text, none of them special."""
+    return tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
+
+
+def last_safe_cut(text: str) -> int:
+    """The last place where cutting the text changes no token, or 0."""
+    # Searched from the end in growing stretches: a cut is seldom far.
+    reach = 1 << 12
+    while True:
+        start = max(len(text) - reach, 0)
+        cuts = [match.start() for match in SAFE_CUT.finditer(text, start)]
+        if cuts and cuts[-1] > 0:
+            return cuts[-1]
+        if start == 0:
+            return 0
+        reach *= 8
+
+
+def _with_loaders(name: str, **loaders: Callable[..., Any]) -> Callable[[], dict[str, Any]]:
+    """A copy of tiktoken's constructor of an encoding that calls other loaders."""
+    constructor = cast(FunctionType, openai_public.ENCODING_CONSTRUCTORS[name])
+    return FunctionType(constructor.__code__, {**constructor.__globals__, **loaders}, name)
