@@ -63,14 +63,18 @@ def load_layer(
         WeightsError: if the file is not safetensors, or its tensors are missing, unknown, of wrong
             shape, not finite, or do not agree with what was asked.
     """
-    _refuse_pickle(path)
     try:
         header = read_header(path)
         _check_names(path, header)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in header.tensors}
     except ExportError as error:
-        raise WeightsError(f"--weights {error}") from error
+        if path.is_file() and _is_pickle(path):
+            raise WeightsError(
+                f"--weights {path} is a pickle, which can run code when it is opened; "
+                "convert it with safetensors.torch.save_file and give that file"
+            ) from error
+        raise WeightsError(f"--weights {error}; give one .safetensors file") from error
     except OSError as error:
         raise WeightsError(f"--weights {path} could not be read: {error.strerror}") from error
     _check_finite(path, tensors)
@@ -118,21 +122,12 @@ def load_layer(
         raise WeightsError(f"--weights {path}: {error}") from error
 
 
-def _refuse_pickle(path: Path) -> None:
-    if path.is_dir():
-        raise WeightsError(f"--weights {path} is a folder; give one .safetensors file")
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise WeightsError(f"--weights {path} could not be read: {error.strerror}") from error
-    # A safetensors file may begin with the same bytes, but its header is shorter than 4 GiB.
-    looks_pickled = start.startswith(PICKLE_STARTS) and start[4:] != bytes(4)
-    if path.suffix in PICKLE_SUFFIXES or looks_pickled:
-        raise WeightsError(
-            f"--weights {path} is a pickle, which can run code when it is opened; "
-            "convert it with safetensors.torch.save_file and give that file"
-        )
+def _is_pickle(path: Path) -> bool:
+    """Whether a file that is not safetensors is a pickle, by its name or its first bytes."""
+    if path.suffix in PICKLE_SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return file.read(4).startswith(PICKLE_STARTS)
 
 
 def _check_names(path: Path, header: Header) -> None:
@@ -146,6 +141,8 @@ def _check_names(path: Path, header: Header) -> None:
             raise WeightsError(f"--weights {path} holds {name!r}, which is none of {names}")
         if entry.dtype not in FLOATS:
             raise WeightsError(f"--weights {path}: {name} is {entry.dtype}, not one of {FLOATS}")
+    if len(header.tensors["embedding.weight"].shape) != 2:
+        raise WeightsError(f"--weights {path}: embedding.weight is not a matrix [V, d]")
     dtypes = {entry.dtype for entry in header.tensors.values()}
     if len(dtypes) > 1:
         raise WeightsError(f"--weights {path} mixes the dtypes {', '.join(sorted(dtypes))}")

@@ -19,6 +19,7 @@ from kernels.errors import QkvmillError
 from kernels.layer import DTYPES, FirstLayer, PackedLayer, pack, seeded_layer
 
 CHECKED_WINDOWS = 2
+LEAST_SECONDS = 0.1  # of one timing
 Way = Callable[[], Any]
 
 
@@ -65,10 +66,12 @@ class WayResult:
     error: float | None  # largest absolute difference from float64
 
 
-def bench(config: BenchConfig, reporter: Reporter) -> tuple[Backend, list[WayResult]]:
+def bench(config: BenchConfig, reporter: Reporter) -> tuple[dict[str, Any], list[WayResult]]:
     """Check that all ways agree with float64, then time them turn by turn.
 
-    Each round runs every way once, so that a drifting machine slows all of them alike.
+    Each round times every way, so that a drifting machine slows all of them alike; a short way is
+    repeated until it has taken LEAST_SECONDS. Returns what was chosen to compute with, and a
+    result for each way.
 
     Raises:
         DisagreementError: if ours is further from float64 than twice same-dtype torch.
@@ -90,11 +93,15 @@ def bench(config: BenchConfig, reporter: Reporter) -> tuple[Backend, list[WayRes
     packed = pack(layer, backend.device)
     ways = _ways(placed, packed, backend, ids.to(backend.device))
     errors = check(layer, ways, ids, config)
+    repeats = {
+        name: 1 + int(LEAST_SECONDS / _time(way, 1, backend.device))
+        for name, (_, way) in ways.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with reporter.stage("bench", config.rounds, "rounds") as advance:
         for _ in range(config.rounds):
             for name, (_, way) in ways.items():
-                seconds[name].append(_time(way, backend.device))
+                seconds[name].append(_time(way, repeats[name], backend.device))
             advance(1)
     results = []
     for name, (what, _) in ways.items():
@@ -110,7 +117,7 @@ def bench(config: BenchConfig, reporter: Reporter) -> tuple[Backend, list[WayRes
                 error=errors.get(name),
             )
         )
-    return backend, results
+    return backend.record(packed), results
 
 
 def zipf_ids(config: BenchConfig) -> Tensor:
@@ -192,7 +199,7 @@ def _ways(
     if device.type == "cuda" or shutil.which("g++") or shutil.which("clang++"):
         mode = "max-autotune" if device.type == "cuda" else None
         compiled = torch.compile(lambda: reference.project(layer, ids), mode=mode)
-        ways["compile"] = (f"torch.compile(mode={mode}) of the definition", compiled)
+        ways["compile"] = (f"torch.compile, {mode or 'default'} mode", compiled)
     ways["qkvmill"] = (f"{backend.method}, {backend.kernel}, into [W, H, T, Dh]", qkvmill)
     ways["multiply"] = ("the matrix product alone: what bounds them", lambda: x @ transposed)
     return ways
@@ -217,12 +224,13 @@ def _error(found: Any, exact: Any) -> float:
     return max(float((a.double() - b).abs().max()) for a, b in pairs)
 
 
-def _time(way: Way, device: torch.device) -> float:
-    """Seconds that a way takes once, with the device's queue empty before and after."""
+def _time(way: Way, repeats: int, device: torch.device) -> float:
+    """Seconds that a way takes, with the device's queue empty before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    way()
+    for _ in range(repeats):
+        way()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / repeats

@@ -279,13 +279,13 @@ def bench_command(
     reporter = Reporter(quiet=quiet or as_json)
     for width in d_model:
         config = benches.BenchConfig(d_model=width, heads=heads or max(1, width // 64), **options)
-        backend, results = benches.bench(config, reporter)
-        rows.append((config, backend, results))
+        compute, results = benches.bench(config, reporter)
+        rows.append((config, compute, results))
     if as_json:
         _print_json([
-            {"config": asdict(config), "compute": backend.record(),
+            {"config": asdict(config), "compute": compute,
              "ways": [asdict(result) for result in results]}
-            for config, backend, results in rows
+            for config, compute, results in rows
         ])  # fmt: skip
     elif not quiet:
         for config, _, results in rows:

@@ -86,18 +86,20 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     if shape is not None:
         layer = loaded or make_layer(config, tokenizer, totals.largest_id)
         entries.append(_write_layer(config.out, layer))
+    packed = pack(layer, backend.device) if layer and backend else None
     stage = WindowStage(
         plans=plans,
         windows=windows,
         stream=TokenStream(config.out, parts),
-        layer=pack(layer, backend.device) if layer and backend else None,
+        layer=packed,
         backend=backend,
         layout=config.layout,
     )
     per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
     entries += write_shards(config.out, stage, per_shard, reporter)
 
-    manifest = _manifest(config, corpus, tokenizer, totals, windows, layer, backend, entries)
+    compute = backend.record(packed) if backend and packed else None
+    manifest = _manifest(config, corpus, tokenizer, totals, windows, layer, compute, entries)
     _write_run(config.out, started, reporter)
     commit(config.out, manifest)
     release(config.out)
@@ -171,7 +173,7 @@ def _manifest(
     totals: TokenTotals,
     windows: WindowPlan,
     layer: FirstLayer | None,
-    backend: Backend | None,
+    compute: dict[str, Any] | None,
     entries: list[FileEntry],
 ) -> Manifest:
     return Manifest(
@@ -201,7 +203,7 @@ def _manifest(
             "dropped_tokens": windows.dropped_tokens,
         },
         layer=describe_layer(config, layer) if layer else None,
-        compute=backend.record() if backend else None,
+        compute=compute,
         files=tuple(entries),
     )
 

@@ -39,6 +39,7 @@ class Tile:
 HALF_TILE = Tile(128, 128, 64, 8, 3)
 SMALL_TILE = Tile(64, 128, 32, 4, 3)
 FLOAT_TILE = Tile(64, 128, 16, 8, 3)
+ODD_TILE = Tile(64, 64, 32, 8, 2)  # for unaligned rows, whose many addresses would spill otherwise
 HALF_TILE_SHARED_MEMORY = 160 << 10  # bytes a block may take: sm_80, sm_90 and sm_100 have them
 
 
@@ -262,8 +263,10 @@ def embed_kernel(
     )
 
 
-def choose_tile(dtype: torch.dtype, shared_memory: int) -> Tile:
-    """The tile for a dtype on a GPU whose blocks may take `shared_memory` bytes."""
+def choose_tile(dtype: torch.dtype, d: int, head_dim: int, shared_memory: int) -> Tile:
+    """The tile for some widths on a GPU whose blocks may take `shared_memory` bytes."""
+    if d % 16 or head_dim % 16:
+        return ODD_TILE
     if dtype == torch.float32:
         return FLOAT_TILE
     return HALF_TILE if shared_memory >= HALF_TILE_SHARED_MEMORY else SMALL_TILE
@@ -285,7 +288,7 @@ def project(
     _refuse_interpreted_bfloat16(ids, layer.embedding.dtype)
     ids = ids.contiguous()
     total_width, d = layer.weight.shape
-    tile = choose_tile(layer.embedding.dtype, shared_memory_per_block(ids.device))
+    tile = tile_for(layer)
     blocks = triton.cdiv(ids.numel(), tile.block_m) * triton.cdiv(total_width, tile.block_n)
     with _current(ids.device):
         project_kernel[(blocks,)](
@@ -349,6 +352,12 @@ def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
             BLOCK_K=block_k,
             num_warps=4,
         )
+
+
+def tile_for(layer: PackedLayer) -> Tile:
+    """The tile that projects a layer on the device that holds it."""
+    shared_memory = shared_memory_per_block(layer.weight.device)
+    return choose_tile(layer.weight.dtype, layer.weight.shape[1], layer.head_dim, shared_memory)
 
 
 def shared_memory_per_block(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Chooses once which device and which kernel compute, and returns the choice with its reason."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +14,8 @@ from kernels import direct
 from kernels.errors import DeviceError
 from kernels.layer import PackedLayer
 
+DEVICE_NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
@@ -23,19 +26,19 @@ class Backend:
     kernel: str  # "triton" or "torch-cpu"
     precision: str  # how float32 products are formed: "ieee" or "tf32"
     reason: str
-    configuration: dict[str, Any]  # what else decides the bits
+    configuration: Callable[[PackedLayer], dict[str, Any]]  # what else decides the bits
     embed: Callable[[PackedLayer, Tensor, Tensor], None]
     project: Callable[[PackedLayer, Tensor, Tensor, Tensor, Tensor], None]
 
-    def record(self) -> dict[str, Any]:
-        """What was chosen and why, for the manifest."""
+    def record(self, layer: PackedLayer) -> dict[str, Any]:
+        """What was chosen for a layer and why, for the manifest."""
         return {
             "device": self.device.type,
             "method": self.method,
             "kernel": self.kernel,
             "precision": self.precision,
             "reason": self.reason,
-            "configuration": self.configuration,
+            "configuration": self.configuration(layer),
         }
 
 
@@ -46,8 +49,11 @@ def choose(device: str, dtype: torch.dtype, *, tf32: bool = False) -> Backend:
     says which and why. A device that is named is taken or refused, never replaced.
 
     Raises:
-        DeviceError: if the device that is named is not there, or `tf32` is asked of the CPU.
+        DeviceError: if the name is of another form, the device that it names is not there, or
+            `tf32` is asked of the CPU.
     """
+    if not DEVICE_NAMES.fullmatch(device):
+        raise DeviceError(f"--device {device!r} is not auto, cpu, cuda or cuda:N")
     missing = _why_no_gpu(device)
     if device == "cpu" or (device == "auto" and missing):
         if tf32:
@@ -84,7 +90,10 @@ def _cpu(reason: str) -> Backend:
         kernel="torch-cpu",
         precision="ieee",
         reason=reason,
-        configuration={"cpu_capability": torch.backends.cpu.get_cpu_capability()},
+        configuration=lambda layer: {
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "block_rows": direct.block_rows(layer),
+        },
         embed=direct.embed,
         project=direct.project,
     )
@@ -93,15 +102,14 @@ def _cpu(reason: str) -> Backend:
 def _cuda(device: torch.device, dtype: torch.dtype, tf32: bool, reason: str) -> Backend:
     from kernels import direct_triton
 
-    shared_memory = direct_triton.shared_memory_per_block(device)
-    tile = direct_triton.choose_tile(dtype, shared_memory)
+    name = torch.cuda.get_device_name(device)
     return Backend(
         device=device,
         method="direct",
         kernel="triton",
         precision="tf32" if tf32 and dtype == torch.float32 else "ieee",
         reason=reason,
-        configuration={"gpu": torch.cuda.get_device_name(device), **asdict(tile)},
+        configuration=lambda layer: {"gpu": name, **asdict(direct_triton.tile_for(layer))},
         embed=direct_triton.embed,
         project=partial(direct_triton.project, tf32=tf32),
     )

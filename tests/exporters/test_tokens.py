@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from exporters.tokens import TokenStream, TokenWriter
+
+
+def write(root: Path, documents: list[list[int]], part_tokens: int) -> TokenStream:
+    writer = TokenWriter(root, part_tokens)
+    for ids in documents:
+        writer.start_document()
+        writer.append(np.array(ids, dtype=np.uint32))
+    return TokenStream(root, writer.close())
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=9), min_size=1, max_size=9),
+    part_tokens=st.integers(1, 7),
+    data=st.data(),
+)
+def test_any_stretch_reads_back_across_parts(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[list[int]],
+    part_tokens: int,
+    data: st.DataObject,
+) -> None:
+    stream = write(tmp_path_factory.mktemp("tokens"), documents, part_tokens)
+    ids = [i for document in documents for i in document]
+    owners = [number for number, document in enumerate(documents) for _ in document]
+    assert len(ids) == stream.tokens
+    if not ids:
+        return
+    start = data.draw(st.integers(0, len(ids) - 1))
+    stop = data.draw(st.integers(start + 1, len(ids)))
+    assert ids[start:stop] == stream.read(start, stop).tolist()
+    assert owners[start:stop] == stream.documents(start, stop).tolist()
+
+
+def test_the_files_are_as_the_format_says(tmp_path: Path) -> None:
+    write(tmp_path, [[1, 2, 3], [4], [5, 6]], part_tokens=4)
+    first = load_file(tmp_path / "tokens/tokens-00001.safetensors")
+    second = load_file(tmp_path / "tokens/tokens-00002.safetensors")
+    assert first["input_ids"].tolist() == [1, 2, 3, 4]
+    assert first["input_ids"].dtype == np.int32
+    assert first["document_starts"].tolist() == [0, 3]
+    assert second["input_ids"].tolist() == [5, 6]
+    assert second["document_starts"].tolist() == [4]
+    assert second["document_starts"].dtype == np.int64
+
+
+def test_the_writer_counts(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path)
+    for ids in ([3, 9], [], [4]):
+        writer.start_document()
+        writer.append(np.array(ids, dtype=np.uint32))
+    assert (writer.tokens, writer.documents, writer.largest_id) == (3, 3, 9)
+
+
+def test_a_separator_belongs_to_the_document_before_it(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path)
+    writer.start_document()
+    writer.append(np.array([1, 2]))
+    writer.append(np.array([50256]))
+    writer.start_document()
+    writer.append(np.array([3]))
+    stream = TokenStream(tmp_path, writer.close())
+    assert torch.equal(torch.tensor([0, 0, 0, 1], dtype=torch.int32), stream.documents(0, 4))

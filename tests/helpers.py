@@ -1,0 +1,134 @@
+"""What several tests share: small layers, ids, and the command line called in process."""
+
+import io
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.cli import main
+from kernels import reference
+from kernels.layer import FirstLayer, Norm
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+NOTEBOOK = DATA / "notebook.txt"
+GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text("utf-8"))
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def qkvmill(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def succeed(*arguments: object) -> Result:
+    """Run the command line and insist that it succeeds."""
+    result = qkvmill(*arguments)
+    assert result.status == 0, result.stderr
+    return result
+
+
+def random_layer(
+    *,
+    d: int = 64,
+    heads: int = 4,
+    kv_heads: int | None = None,
+    head_dim: int = 16,
+    context_length: int = 16,
+    vocabulary_size: int = 101,
+    norm: Norm = "none",
+    positions: bool = True,
+    biases: bool = True,
+    offset: float = 0.0,
+    seed: int = 0,
+) -> FirstLayer:
+    """A layer of random parameters, float32; `offset` is added to E and P."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    kv_heads = kv_heads or heads
+    q, kv = heads * head_dim, kv_heads * head_dim
+    return FirstLayer(
+        embedding=draw(vocabulary_size, d) + offset,
+        q_weight=draw(q, d) / d**0.5,
+        k_weight=draw(kv, d) / d**0.5,
+        v_weight=draw(kv, d) / d**0.5,
+        q_bias=draw(q) if biases else None,
+        k_bias=None,
+        v_bias=draw(kv) if biases else None,
+        position=draw(context_length, d) + offset if positions else None,
+        positions="learned" if positions else "none",
+        norm=norm,
+        norm_weight=1 + draw(d) if norm != "none" else None,
+        norm_bias=draw(d) if norm == "layernorm" else None,
+        heads=heads,
+        kv_heads=kv_heads,
+    )
+
+
+def random_ids(windows: int, context_length: int, vocabulary_size: int = 101) -> Tensor:
+    """Ids [W, T] int32 that hold the first and the last row."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (windows, context_length)
+    ids = torch.randint(0, vocabulary_size, shape, generator=generator, dtype=torch.int32)
+    ids[0, 0], ids[-1, -1] = vocabulary_size - 1, 0
+    return ids
+
+
+def nan_outputs(layer: FirstLayer, windows: int, context_length: int) -> list[Tensor]:
+    """q, k and v to write to, every value NaN so that one left out is seen."""
+    return [
+        torch.full(
+            (windows, heads, context_length, layer.head_dim),
+            torch.nan,
+            dtype=layer.dtype,
+            device=layer.embedding.device,
+        )
+        for heads in (layer.heads, layer.kv_heads, layer.kv_heads)
+    ]
+
+
+def assert_within_rule(found: list[Tensor], layer: FirstLayer, ids: Tensor) -> None:
+    """The error rule: at most twice the error of same-dtype torch, against float64.
+
+    A result that is correct to the dtype's last place is always right: small outputs may be luckily
+    exact in torch.
+    """
+    exact = reference.project(reference.in_float64(layer), ids)
+    torchs = reference.project(layer, ids)
+    for name, ours, theirs, truth in zip("qkv", found, torchs, exact, strict=True):
+        assert not bool(torch.isnan(ours).any()), f"{name} has values that were never written"
+        error = float((ours.cpu().double() - truth).abs().max())
+        torch_error = float((theirs.double() - truth).abs().max())
+        last_place = torch.finfo(layer.dtype).eps * float(truth.abs().max()) / 2
+        assert error <= max(2 * torch_error, last_place), f"{name}: {error} against {torch_error}"
+
+
+def run_python(code: str) -> list[str]:
+    """The command that runs code in a fresh interpreter of the same environment."""
+    return [sys.executable, "-c", code]

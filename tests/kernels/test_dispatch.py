@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from kernels import direct
+from kernels.dispatch import choose
+from kernels.errors import DeviceError
+from kernels.layer import pack
+from tests.helpers import random_layer
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def test_the_cpu_is_taken_when_asked_for() -> None:
+    backend = choose("cpu", torch.float32)
+    assert (backend.device.type, backend.kernel, backend.method) == ("cpu", "torch-cpu", "direct")
+    assert backend.project is direct.project
+    assert backend.reason == "the CPU was asked for"
+
+
+@without_gpu
+def test_auto_says_why_it_took_the_cpu() -> None:
+    backend = choose("auto", torch.float32)
+    assert backend.kernel == "torch-cpu"
+    assert backend.reason == f"auto: torch {torch.__version__} sees no CUDA device"
+
+
+@without_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
+def test_a_gpu_that_is_not_there_is_an_error(device: str) -> None:
+    with pytest.raises(DeviceError, match=f"--device {device}: .*no CUDA device"):
+        choose(device, torch.float32)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA"])
+def test_a_device_of_no_known_form_is_an_error(device: str) -> None:
+    with pytest.raises(DeviceError, match="auto, cpu, cuda or cuda:N"):
+        choose(device, torch.float32)
+
+
+def test_tf32_is_refused_on_the_cpu() -> None:
+    with pytest.raises(DeviceError, match="tf32"):
+        choose("cpu", torch.float32, tf32=True)
+
+
+def test_the_record_says_what_decides_the_bits() -> None:
+    packed = pack(random_layer(), torch.device("cpu"))
+    record = choose("cpu", torch.float32).record(packed)
+    assert record["configuration"] == {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "block_rows": 2048,
+    }
+    assert record["reason"]

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from kernels import reference
+from kernels.layer import FirstLayer, Norm
+from tests.helpers import random_ids, random_layer
+
+Array = NDArray[np.float64]
+
+
+def by_hand(layer: FirstLayer, ids: torch.Tensor) -> tuple[Array, Array, Array]:
+    """The function written out in numpy, one token at a time."""
+    parameters = {name: tensor.double().numpy() for name, tensor in layer.tensors().items()}
+    windows, length = ids.shape
+    groups = (("q", layer.heads), ("k", layer.kv_heads), ("v", layer.kv_heads))
+    out = {n: np.empty((windows, h, length, layer.head_dim)) for n, h in groups}
+    for w in range(windows):
+        for p in range(length):
+            x = layer.embedding_scale * parameters["embedding"][int(ids[w, p])]
+            if "position" in parameters:
+                x = x + parameters["position"][p]
+            if layer.norm == "layernorm":
+                x = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + layer.eps)
+            if layer.norm == "rmsnorm":
+                x = x / np.sqrt((x**2).mean() + layer.eps)
+            x = x * parameters.get("norm_weight", 1.0) + parameters.get("norm_bias", 0.0)
+            for name, heads in groups:
+                y = parameters[f"{name}_weight"] @ x + parameters.get(f"{name}_bias", 0.0)
+                out[name][w, :, p] = y.reshape(heads, layer.head_dim)
+    return out["q"], out["k"], out["v"]
+
+
+@pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "no-positions"])
+def test_float64_equals_the_function_written_out(norm: Norm, positions: bool) -> None:
+    layer = reference.in_float64(
+        random_layer(d=17, heads=6, kv_heads=2, head_dim=5, norm=norm, positions=positions)
+    )
+    ids = random_ids(2, 9)
+    for expected, found in zip(by_hand(layer, ids), reference.project(layer, ids), strict=True):
+        assert expected == pytest.approx(found.numpy(), abs=1e-12)
