@@ -91,7 +91,7 @@ def bench(config: BenchConfig, reporter: Reporter) -> tuple[dict[str, Any], list
     ids = zipf_ids(config)
     placed = layer.on(backend.device)
     packed = pack(layer, backend.device)
-    ways = _ways(placed, packed, backend, ids.to(backend.device))
+    ways = _ways(placed, packed, backend, ids.to(backend.device), reporter)
     errors = check(layer, ways, ids, config)
     repeats = {
         name: 1 + int(LEAST_SECONDS / _time(way, 1, backend.device))
@@ -159,7 +159,7 @@ def check(
 
 
 def _ways(
-    layer: FirstLayer, packed: PackedLayer, backend: Backend, ids: Tensor
+    layer: FirstLayer, packed: PackedLayer, backend: Backend, ids: Tensor, reporter: Reporter
 ) -> dict[str, tuple[str, Way]]:
     """Every way by name: what it is, and the function that does it once."""
     device, dtype = backend.device, layer.dtype
@@ -196,13 +196,28 @@ def _ways(
         "notebook": ("embedding, add, three Linear", notebook),
         "addmm": ("gather, add, one addmm, packed", addmm),
     }
-    if device.type == "cuda" or shutil.which("g++") or shutil.which("clang++"):
-        mode = "max-autotune" if device.type == "cuda" else None
-        compiled = torch.compile(lambda: reference.project(layer, ids), mode=mode)
-        ways["compile"] = (f"torch.compile, {mode or 'default'} mode", compiled)
+    if compiled := _compiled(layer, ids, device, reporter):
+        ways["compile"] = compiled
     ways["qkvmill"] = (f"{backend.method}, {backend.kernel}, into [W, H, T, Dh]", qkvmill)
     ways["multiply"] = ("the matrix product alone: what bounds them", lambda: x @ transposed)
     return ways
+
+
+def _compiled(
+    layer: FirstLayer, ids: Tensor, device: torch.device, reporter: Reporter
+) -> tuple[str, Way] | None:
+    """torch.compile of the definition; None, said aloud, where nothing here can compile it."""
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        reporter.note("compile is left out: there is no C++ compiler")
+        return None
+    mode = "max-autotune" if device.type == "cuda" else None
+    way = torch.compile(lambda: reference.project(layer, ids), mode=mode)
+    try:
+        way()
+    except RuntimeError as error:
+        reporter.note(f"compile is left out: {str(error).splitlines()[0]}")
+        return None
+    return f"torch.compile, {mode or 'default'} mode", way
 
 
 def _by_head(result: Any, layer: FirstLayer, config: BenchConfig) -> list[Tensor]:

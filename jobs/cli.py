@@ -73,8 +73,8 @@ def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         if parameter is None or parameter.name == "config":
             raise click.UsageError(f"--config {path}: {key!r} is not an option of {ctx.info_name}")
         if isinstance(value, list) != (parameter.multiple or parameter.nargs == -1):
-            kind = "one value" if isinstance(value, list) else "a list"
-            raise click.UsageError(f"--config {path}: {key!r} takes not {kind}")
+            kind = "one value, not a list" if isinstance(value, list) else "a list"
+            raise click.UsageError(f"--config {path}: {key!r} takes {kind}")
         defaults[name] = value
     ctx.default_map = defaults
 

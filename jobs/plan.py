@@ -11,6 +11,7 @@ from jobs.progress import Reporter
 from jobs.run import choose_backend, plan_windows
 from jobs.tokenise import TokenCounter, tokenise
 from jobs.tokenizer import load_tokenizer
+from jobs.windows import check_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Plan:
     corpus_bytes: int
     tokens: int
     windows: int
-    dropped_tokens: int
+    dropped_tokens: int | None  # None with random sampling: it takes the draw to know
     shards: int
     token_bytes: int
     weight_bytes: int
@@ -47,7 +48,7 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)
     totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)
-    windows = plan_windows(config, totals.tokens)
+    windows, dropped = _count_windows(config, totals.tokens)
     shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
     if shape is not None:
         check_ids(config, shape, totals.largest_id)
@@ -56,23 +57,32 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
     token_bytes = 4 * totals.tokens + 8 * totals.documents
     weight_bytes = shape.bytes if shape else 0
-    all_windows = per_window * windows.count
+    all_windows = per_window * windows
     return Plan(
         documents=totals.documents,
         skipped_files=corpus.skipped_files,
         replaced_sequences=totals.replaced_sequences,
         corpus_bytes=corpus.bytes,
         tokens=totals.tokens,
-        windows=windows.count,
-        dropped_tokens=windows.dropped_tokens,
-        shards=-(-windows.count // per_shard),
+        windows=windows,
+        dropped_tokens=dropped,
+        shards=-(-windows // per_shard),
         token_bytes=token_bytes,
         weight_bytes=weight_bytes,
         window_bytes=all_windows,
         total_bytes=token_bytes + weight_bytes + all_windows,
-        memory_bytes=weight_bytes + per_window * min(per_shard, windows.count) + 4 * PART_TOKENS,
+        memory_bytes=weight_bytes + per_window * min(per_shard, windows) + 4 * PART_TOKENS,
         device=str(backend.device) if backend else None,
         method=backend.method if backend else None,
         kernel=backend.kernel if backend else None,
         reason=backend.reason if backend else None,
     )
+
+
+def _count_windows(config: JobConfig, tokens: int) -> tuple[int, int | None]:
+    """Windows and dropped tokens, without drawing what random sampling would draw."""
+    if config.sampling == "random":
+        check_length(tokens, config.context_length)
+        return config.batch_size * config.random_batches, None
+    windows = plan_windows(config, tokens)
+    return windows.count, windows.dropped_tokens

@@ -36,6 +36,15 @@ class Windows:
     document_ids: Tensor  # int32 [W, T]
 
 
+def check_length(tokens: int, context_length: int) -> None:
+    """Raise CorpusError if a stream is shorter than one window and its last target."""
+    if tokens < context_length + 1:
+        raise CorpusError(
+            f"the corpus has {tokens} tokens, but a window of --context-length {context_length} "
+            f"and its last target need {context_length + 1}; give more text or a shorter context"
+        )
+
+
 def plan_sequential(
     tokens: int, context_length: int, stride: int, most: int | None = None
 ) -> WindowPlan:
@@ -44,7 +53,7 @@ def plan_sequential(
     Raises:
         CorpusError: if the stream is shorter than one window and its last target.
     """
-    _check_length(tokens, context_length)
+    check_length(tokens, context_length)
     count = (tokens - context_length - 1) // stride + 1
     if most is not None:
         count = min(count, most)
@@ -68,7 +77,7 @@ def plan_random(
     Raises:
         CorpusError: if the stream is shorter than one window and its last target.
     """
-    _check_length(tokens, context_length)
+    check_length(tokens, context_length)
     generator = torch.Generator().manual_seed(seed)
     high = tokens - context_length
     drawn = [torch.randint(0, high, (batch_size,), generator=generator) for _ in range(batches)]
@@ -100,14 +109,6 @@ def cut_windows(stream: TokenStream, starts: Tensor, context_length: int) -> Win
         target_ids=ids[:, 1:].contiguous(),
         document_ids=documents,
     )
-
-
-def _check_length(tokens: int, context_length: int) -> None:
-    if tokens < context_length + 1:
-        raise CorpusError(
-            f"the corpus has {tokens} tokens, but a window of --context-length {context_length} "
-            f"and its last target need {context_length + 1}; give more text or a shorter context"
-        )
 
 
 def _covered(starts: Tensor, length: int) -> int:

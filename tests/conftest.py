@@ -1,8 +1,24 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported."""
 
 import os
+import shutil
+from pathlib import Path
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from tests.helpers import small_export
+
+
+@pytest.fixture(scope="session")
+def _exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_export(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture
+def export(_exported: Path, tmp_path: Path) -> Path:
+    """A small committed export of three documents in several shards, to change at will."""
+    return Path(shutil.copytree(_exported, tmp_path / "export"))

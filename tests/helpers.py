@@ -132,3 +132,30 @@ def assert_within_rule(found: list[Tensor], layer: FirstLayer, ids: Tensor) -> N
 def run_python(code: str) -> list[str]:
     """The command that runs code in a fresh interpreter of the same environment."""
     return [sys.executable, "-c", code]
+
+
+def write_corpus(folder: Path, **texts: str) -> Path:
+    """A folder with a NAME.txt for each text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    return folder
+
+
+SMALL = ("--device", "cpu", "--context-length", 16, "--d-model", 32, "--heads", 4)
+"""Options of a job that takes a fraction of a second."""
+
+
+def small_export(folder: Path) -> Path:
+    """An export of three documents with all tensors, in shards of four windows."""
+    corpus = write_corpus(
+        folder / "corpus",
+        a="One fish, two fish, red fish, blue fish.\n" * 20,
+        b="小沈阳江西演唱会邀请沈春，\n" * 9,
+        c="def f(x):\n    return x + 1\n" * 12,
+    )
+    out = folder / "export"
+    exports = ("--export", "tokens", "--export", "features", "--export", "qkv")
+    size = ("--batch-size", 2, "--shard-size", 60_000, "--vocab-size", "corpus")
+    succeed("run", corpus, "--out", out, *SMALL, *exports, *size)
+    return out

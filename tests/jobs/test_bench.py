@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from jobs import bench
+from jobs.bench import BenchConfig, DisagreementError, zipf_ids
+from jobs.progress import Reporter
+from kernels import direct
+from kernels.layer import PackedLayer
+from tests.helpers import qkvmill, succeed
+
+SMALL = ("--d-model", 32, "--heads", 2, "--context-length", 16, "--tokens", 64, "--rounds", 2)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.0)
+
+
+def test_every_way_is_checked_and_timed() -> None:
+    (result,) = succeed("bench", *SMALL, "--device", "cpu", "--json").json
+    ways = {way["name"]: way for way in result["ways"]}
+    assert {"notebook", "addmm", "qkvmill", "multiply"} <= ways.keys()
+    assert ways["notebook"]["ratio_to_notebook"] == 1.0
+    for way in ways.values():
+        assert way["seconds"] > 0
+        assert way["tokens_per_second"] == pytest.approx(64 / way["seconds"])
+        assert way["error"] is None or way["error"] < 1e-5
+    assert result["compute"]["kernel"] == "torch-cpu"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_table_names_the_ways(dtype: str) -> None:
+    result = succeed("bench", *SMALL, "--device", "cpu", "--dtype", dtype)
+    assert f"d 32, T 16, {dtype}" in result.stdout
+    assert "notebook" in result.stdout
+
+
+def test_nothing_is_timed_where_the_results_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = direct.project
+
+    def wrong(
+        layer: PackedLayer, ids: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        project(layer, ids, q, k, v)
+        v[0, 0, 0, 0] += 1e-3
+
+    monkeypatch.setattr(direct, "project", wrong)
+    config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
+    with pytest.raises(DisagreementError, match=r"qkvmill is 0\.001 from float64"):
+        bench.bench(config, Reporter(quiet=True))
+
+
+def test_what_was_never_written_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "project", lambda *_: None)
+    config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
+    with pytest.raises(DisagreementError, match="qkvmill is nan"):
+        bench.bench(config, Reporter(quiet=True))
+
+
+def test_without_a_compiler_the_compiled_way_is_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    result = succeed("bench", *SMALL, "--device", "cpu")
+    assert "compile is left out: there is no C++ compiler" in result.stderr
+    assert "torch.compile" not in result.stdout
+
+
+def test_ids_follow_zipfs_law() -> None:
+    ids = zipf_ids(BenchConfig(d_model=1, heads=1, tokens=2**16, vocabulary_size=1000))
+    counts = torch.bincount(ids.flatten(), minlength=1000).sort(descending=True).values
+    assert float(counts[0] / counts[9]) == pytest.approx(10, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        (("--d-model", 30, "--heads", 4), "--d-model 30"),
+        (("--d-model", 64, "--tokens", 9, "--context-length", 16), "--tokens 9"),
+        (("--d-model", 0), "--d-model"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(options: tuple[object, ...], culprit: str) -> None:
+    result = qkvmill("bench", *options)
+    assert result.status == 2
+    assert culprit in result.stderr

@@ -1,0 +1,409 @@
+"""What a user can do wrong: exact status, one line that names the culprit, nothing finished."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from exporters.layerfile import save_layer
+from jobs.cli import cli
+from jobs.config import JobConfig
+from tests.helpers import NOTEBOOK, ROOT, SMALL, qkvmill, random_layer, succeed, write_corpus
+
+TEXT = "Enough text for a window of sixteen tokens, and then some more of it to be sure. " * 3
+
+
+def corpus(t: Path) -> Path:
+    return write_corpus(t / "corpus", a=TEXT) / "a.txt"
+
+
+def file_with(t: Path, data: bytes, name: str = "bad.txt") -> Path:
+    path = t / name
+    path.write_bytes(data)
+    return path
+
+
+def weights(t: Path, **changes: Any) -> Path:
+    layer = random_layer(vocabulary_size=100277, positions=False)
+    tensors = {name: tensor.clone() for name, tensor in layer.named_tensors().items()}
+    for name, change in changes.items():
+        key = name.replace("__", ".")
+        if change is None:
+            del tensors[key]
+        else:
+            tensors[key] = change
+    save_file(tensors, t / "w.safetensors", metadata={"qkvmill": '{"heads": 4}'})
+    return t / "w.safetensors"
+
+
+def small_vocabulary(t: Path) -> Path:
+    save_layer(t, "w.safetensors", random_layer(vocabulary_size=50))
+    return t / "w.safetensors"
+
+
+Arguments = Callable[[Path], list[Any]]
+BAD: list[tuple[str, Arguments, int, str]] = [
+    ("missing-path", lambda t: [t / "none.txt"], 1, "none.txt could not be read: No such file"),
+    ("empty-file", lambda t: [file_with(t, b"")], 1, "bad.txt is empty"),
+    ("only-a-bom", lambda t: [file_with(t, b"\xef\xbb\xbf")], 1, "bad.txt is empty"),
+    ("empty-folder", lambda t: [(t / "f").mkdir() or t / "f"], 1, "f holds no .txt file"),
+    ("binary", lambda t: [file_with(t, b"ELF\0\1")], 1, "bad.txt is binary, not text: byte 3"),
+    ("bad-utf8", lambda t: [file_with(t, b"caf\xe9 x")], 1, "bad.txt is not UTF-8: byte 3 is 0xe9"),
+    ("not-txt", lambda t: [file_with(t, b"{}", "a.jsonl")], 1, "a.jsonl is not a .txt file"),
+    ("too-short", lambda t: [file_with(t, b"few words")], 1, "need 17"),
+    ("no-corpus", lambda t: [], 2, "CORPUS"),
+    ("tokenizer", lambda t: [corpus(t), "--tokenizer", "cl100k"], 1, "mean cl100k_base?"),
+    ("heads", lambda t: [corpus(t), "--d-model", 30, "--heads", 4], 2, "--d-model 30"),
+    ("kv-heads", lambda t: [corpus(t), "--kv-heads", 5], 2, "--kv-heads 5"),
+    ("zero-length", lambda t: [corpus(t), "--context-length", 0], 2, "--context-length 0"),
+    ("zero-stride", lambda t: [corpus(t), "--stride", 0], 2, "--stride 0"),
+    ("zero-batch", lambda t: [corpus(t), "--batch-size", 0], 2, "--batch-size 0"),
+    ("negative-seed", lambda t: [corpus(t), "--seed", -1], 2, "--seed -1"),
+    ("huge-seed", lambda t: [corpus(t), "--seed", 2**63], 2, "--seed"),
+    ("not-a-number", lambda t: [corpus(t), "--context-length", "many"], 2, "'many'"),
+    ("option", lambda t: [corpus(t), "--d-modle", 64], 2, "--d-modle"),
+    ("choice", lambda t: [corpus(t), "--dtype", "float8"], 2, "float8"),
+    ("export", lambda t: [corpus(t), "--export", "attention"], 2, "attention"),
+    ("size", lambda t: [corpus(t), "--shard-size", "lots"], 2, "'lots' is not a size"),
+    ("size-zero", lambda t: [corpus(t), "--shard-size", "0MB"], 2, "--shard-size 0"),
+    ("size-infinite", lambda t: [corpus(t), "--shard-size", "1e999"], 2, "is not a size"),
+    ("vocab-word", lambda t: [corpus(t), "--vocab-size", "all"], 2, "--vocab-size all"),
+    ("vocab-zero", lambda t: [corpus(t), "--vocab-size", 0], 2, "--vocab-size 0"),
+    ("vocab-small", lambda t: [corpus(t), "--vocab-size", 99], 2, "99 rows"),
+    (
+        "stride-random",
+        lambda t: [corpus(t), "--sampling", "random", "--stride", 4],
+        2,
+        "--stride has no effect",
+    ),
+    (
+        "tf32-dtype",
+        lambda t: [corpus(t), "--tf32", "--dtype", "float16"],
+        2,
+        "--tf32 has no effect with --dtype float16",
+    ),
+    ("tf32-cpu", lambda t: [corpus(t), "--tf32", "--device", "cpu"], 1, "--tf32 needs a CUDA"),
+    ("device", lambda t: [corpus(t), "--device", "tpu"], 1, "'tpu' is not auto, cpu, cuda"),
+    (
+        "no-effect",
+        lambda t: [corpus(t), "--export", "tokens", "--seed", 1, "--heads", 2],
+        2,
+        "--heads has no effect",
+    ),
+    (
+        "weights-missing",
+        lambda t: [corpus(t), "--weights", t / "no.safetensors"],
+        1,
+        "no.safetensors could not be read: No such file",
+    ),
+    (
+        "weights-shape",
+        lambda t: [corpus(t), "--weights", weights(t, k_proj__weight=torch.ones(3, 64))],
+        1,
+        "k_proj.weight has shape [3, 64]",
+    ),
+    (
+        "weights-nan",
+        lambda t: [corpus(t), "--weights", weights(t, v_proj__weight=torch.ones(64, 64).log() / 0)],
+        1,
+        "v_proj.weight holds NaN",
+    ),
+    (
+        "weights-lacking",
+        lambda t: [corpus(t), "--weights", weights(t, k_proj__weight=None)],
+        1,
+        "lacks the tensor k_proj.weight",
+    ),
+    (
+        "weights-pickle",
+        lambda t: [corpus(t), "--weights", (torch.save({}, t / "w.pt"), t / "w.pt")[1]],
+        1,
+        "w.pt is a pickle",
+    ),
+    (
+        "weights-text",
+        lambda t: [corpus(t), "--weights", file_with(t, b"hello world")],
+        1,
+        "bad.txt is not a safetensors file",
+    ),
+    (
+        "weights-overflow",
+        lambda t: [
+            corpus(t), "--weights", weights(t, q_proj__weight=torch.full((64, 64), 1e6)),
+            "--dtype", "float16",
+        ],
+        1,
+        "q_proj.weight has values beyond float16's",
+    ),
+    (
+        "weights-and-d-model",
+        lambda t: [corpus(t), "--weights", weights(t), "--d-model", 128],
+        1,
+        "--d-model 128 does not fit",
+    ),
+    (
+        "weights-and-vocabulary",
+        lambda t: [corpus(t), "--weights", weights(t), "--vocab-size", 5],
+        2,
+        "--vocab-size has no effect with --weights",
+    ),
+    (
+        "token-beyond-v",
+        lambda t: [corpus(t), "--weights", small_vocabulary(t)],
+        1,
+        "the embedding has 50 rows, but the corpus holds token",
+    ),
+    (
+        "config-missing",
+        lambda t: [corpus(t), "--config", t / "no.toml"],
+        2,
+        "no.toml could not be read: No such file",
+    ),
+    (
+        "config-syntax",
+        lambda t: [corpus(t), "--config", file_with(t, b"a = ", "j.toml")],
+        2,
+        "j.toml could not be read",
+    ),
+    (
+        "config-option",
+        lambda t: [corpus(t), "--config", file_with(t, b"d-modle = 5", "j.toml")],
+        2,
+        "'d-modle' is not an option of",
+    ),
+    (
+        "config-list",
+        lambda t: [corpus(t), "--config", file_with(t, b"export = 'qkv'", "j.toml")],
+        2,
+        "'export' takes a list",
+    ),
+    (
+        "config-type",
+        lambda t: [corpus(t), "--config", file_with(t, b"heads = 'four'", "j.toml")],
+        2,
+        "'four' is not a valid integer",
+    ),
+]  # fmt: skip
+if not torch.cuda.is_available():
+    BAD.append(("no-gpu", lambda t: [corpus(t), "--device", "cuda"], 1, "sees no CUDA device"))
+
+
+def assert_one_line(stderr: str, culprit: str) -> None:
+    *_, last = stderr.splitlines()
+    assert last.startswith("Error: ")
+    assert culprit in last
+    assert "Traceback" not in stderr
+    assert sum("Error" in line for line in stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "culprit"), [pytest.param(*case[1:], id=case[0]) for case in BAD]
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_mistake_is_one_line_and_leaves_nothing_that_looks_finished(
+    tmp_path: Path, command: str, arguments: Arguments, status: int, culprit: str
+) -> None:
+    out = tmp_path / "out"
+    given = arguments(tmp_path)
+    length = [] if "--context-length" in given else ["--context-length", 16]
+    result = qkvmill(command, *given, *length, "--out", out)
+    assert status == result.status, result.stderr
+    assert_one_line(result.stderr, culprit)
+    assert result.stdout == ""
+    assert not (out / "manifest.json").exists()
+    if out.exists():
+        assert (out / ".work").is_dir()
+    assert qkvmill("verify", out).status == 1
+
+
+def test_less_free_disk_than_needed_is_said_before_any_work(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    many = ("--sampling", "random", "--batches", 10**12)
+    result = qkvmill("run", corpus(tmp_path), "--out", out, *SMALL, *many)
+    assert result.status == 1
+    assert_one_line(result.stderr, f"--out {out} needs")
+    assert "its disk has" in result.stderr
+    assert not out.exists()
+
+
+def test_less_free_disk_than_the_tokens_turn_out_to_need_is_said_before_the_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=60 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    folder = write_corpus(tmp_path / "corpus", a=TEXT * 200)
+    out = tmp_path / "out"
+    result = qkvmill("run", folder, "--out", out, *SMALL, "--stride", 1, "--vocab-size", "corpus")
+    assert result.status == 1
+    assert_one_line(result.stderr, "its disk has 62.9 MB free")
+    assert not (out / "shards").exists()
+    assert not (out / "manifest.json").exists()
+
+
+def test_out_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("years of work")
+    for more in ([], ["--overwrite"]):
+        result = qkvmill("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL, *more)
+        assert result.status == 1
+        assert_one_line(result.stderr, "holds something else (thesis.tex)")
+    assert os.listdir(tmp_path / "out") == ["thesis.tex"]
+
+
+def test_out_that_is_a_file_or_below_one_is_named(tmp_path: Path) -> None:
+    path = file_with(tmp_path, b"", "out")
+    for out in (path, path / "deeper"):
+        result = qkvmill("run", corpus(tmp_path), "--out", out, *SMALL)
+        assert result.status == 1
+        assert_one_line(result.stderr, str(path))
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs Linux's /proc")
+def test_an_unwritable_out_is_named() -> None:
+    result = qkvmill("run", NOTEBOOK, "--out", "/proc/out", *SMALL)
+    assert result.status == 1
+    assert_one_line(result.stderr, "--out /proc")
+
+
+def test_a_damaged_vocabulary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.tokenizer.VOCABULARIES", tmp_path)
+    file_with(tmp_path, b"rubbish", "cl100k_base.tiktoken.gz")
+    result = qkvmill("run", NOTEBOOK, "--out", tmp_path / "out", *SMALL)
+    assert result.status == 1
+    assert_one_line(result.stderr, f"{tmp_path}/cl100k_base.tiktoken.gz is damaged")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_folder_without_an_export_is_named(tmp_path: Path, command: str) -> None:
+    for place in (tmp_path / "none", tmp_path):
+        result = qkvmill(command, place)
+        assert result.status == 1
+        assert_one_line(result.stderr, str(place))
+
+
+def test_a_write_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = qkvmill("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL)
+    assert result.status == 1
+    assert_one_line(result.stderr, "tokens-00001.safetensors could not be written: No space left")
+
+
+def test_an_interrupt_says_what_to_do_and_leaves_no_manifest(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", a=TEXT * 20_000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs", "run", str(folder), "--out", str(out)]
+    command += [str(option) for option in SMALL]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 60
+        while not (out / ".work").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        job.send_signal(signal.SIGINT)
+        _, stderr = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert_one_line(stderr, "interrupted; the same command")
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_config_file_gives_defaults_and_flags_win(tmp_path: Path) -> None:
+    text = f"""
+    corpus = [{str(corpus(tmp_path))!r}]
+    context-length = 8
+    d-model = 32
+    heads = 2
+    export = ["features", "qkv"]
+    shard-size = "1MB"
+    """
+    config = file_with(tmp_path, text.encode(), "job.toml")
+    out = tmp_path / "out"
+    succeed("run", "--config", config, "--out", out, "--heads", 4)
+    job = succeed("inspect", out, "--json").json["job"]
+    assert (
+        job["context_length"], job["d_model"], job["heads"], job["export"], job["shard_size"]
+    ) == (8, 32, 4, ["features", "qkv"], 10**6)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4096", 4096), ("512MB", 512 * 10**6), ("1.5 GiB", 3 * 2**29), ("2kb", 2000), ("7b", 7)],
+)
+def test_sizes_take_units(tmp_path: Path, text: str, expected: int) -> None:
+    out = tmp_path / "out"
+    given = [corpus(tmp_path), "--out", out, "--context-length", 16, "--export", "tokens"]
+    succeed("run", *given, "--shard-size", text)
+    assert succeed("inspect", out, "--json").json["job"]["shard_size"] == expected
+
+
+def test_quiet_says_nothing(tmp_path: Path) -> None:
+    result = succeed("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL, "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+    result = succeed("verify", tmp_path / "out", "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
+    result = succeed("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL, "--json")
+    assert result.json["windows"] > 0
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_the_commands(arguments: list[str]) -> None:
+    result = qkvmill(*arguments)
+    for command in ("run", "plan", "inspect", "verify", "bench"):
+        assert re.search(rf"^  {command}\b", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = cli.commands[name]
+    assert command.help
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert getattr(parameter, "help", None), parameter.name
+
+
+def test_every_field_of_a_job_has_an_option() -> None:
+    options = {parameter.name for parameter in cli.commands["run"].params}
+    fields = set(JobConfig.__dataclass_fields__)
+    assert fields == options - {"config", "quiet", "as_json"}
+
+
+def test_the_version_is_the_packages() -> None:
+    assert re.fullmatch(r"qkvmill \d+\.\d+\.\d+\n", succeed("--version").stdout)
+
+
+def test_the_runner_of_click_works_too(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    given = ["run", str(NOTEBOOK), "--out", out, *[str(option) for option in SMALL]]
+    assert CliRunner().invoke(cli, given).exit_code == 0
+
+
+def test_foreign_packages_of_our_names_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "kernels"
+    place.mkdir()
+    (place / "__init__.py").write_text("")
+    for name in ("jobs", "exporters"):
+        shutil.copytree(ROOT / name, tmp_path / "site" / name)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{tmp_path / 'site'}"}
+    command = [sys.executable, "-P", "-m", "jobs", "--version"]
+    done = subprocess.run(
+        command, cwd="/", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert_one_line(done.stderr, f"the package 'kernels' at {place} hides qkvmill's own")

@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.config import JobConfig
+from jobs.layers import LayerShape
+from jobs.outputs import allocate, shard_name, shard_tensors, window_bytes, windows_per_shard
+
+LAYER = LayerShape(vocabulary_size=100, d_model=64, heads=4, kv_heads=2, head_dim=16, bytes=1)
+
+
+def config(**options: Any) -> JobConfig:
+    given = {"corpus": (Path("a.txt"),), "out": Path("out"), "context_length": 8, **options}
+    return JobConfig(**given)
+
+
+def test_the_tensors_of_a_window() -> None:
+    plans = shard_tensors(config(export=("tokens", "features", "qkv")), LAYER)
+    buffers = allocate(plans, 3, pinned=False)
+    assert {name: tuple(buffer.shape) for name, buffer in buffers.items()} == {
+        "window_start": (3,),
+        "input_ids": (3, 8), "target_ids": (3, 8), "document_ids": (3, 8),
+        "x": (3, 8, 64), "y": (3, 8, 64),
+        "q": (3, 4, 8, 16), "k": (3, 2, 8, 16), "v": (3, 2, 8, 16),
+    }  # fmt: skip
+    assert 3 * window_bytes(plans) == sum(buffer.nbytes for buffer in buffers.values())
+
+
+def test_the_other_layout_and_a_half_dtype() -> None:
+    plans = shard_tensors(config(layout="bthd", dtype="bfloat16"), LAYER)
+    assert plans["k"].shape == (8, 2, 16)
+    assert plans["q"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shard_size", "batch_size", "expected"),
+    [(1, 4, 1), (3000, 4, 2), (1304 * 4, 4, 4), (1304 * 11, 4, 8), (1304 * 11, 16, 11)],
+)
+def test_a_shard_holds_whole_batches_where_one_fits(
+    shard_size: int, batch_size: int, expected: int
+) -> None:
+    plans = shard_tensors(config(export=("features",), dtype="bfloat16"), LAYER)
+    plans["window_start"] = plans["x"]
+    per_window = window_bytes(plans)
+    scaled = shard_size * per_window // 1304
+    assert windows_per_shard(plans, scaled, batch_size) == expected
+
+
+def test_shards_are_numbered_from_one_and_sort_as_they_count() -> None:
+    assert shard_name(0, 12) == "shards/shard-00001-of-00012.safetensors"
+    names = [shard_name(index, 123_456) for index in (0, 9, 99_999, 123_455)]
+    assert names == sorted(names)

@@ -1,0 +1,57 @@
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from exporters.layerfile import save_layer
+from exporters.manifest import read_manifest
+from tests.helpers import DATA, SMALL, qkvmill, random_layer, succeed
+
+ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*SMALL, *ALL),
+        (*SMALL, "--dtype", "bfloat16", "--stride", 3, "--shard-size", "200kB"),
+        (*SMALL, "--vocab-size", "corpus", "--kv-heads", 2, "--positions", "none"),
+        (*SMALL, "--sampling", "random", "--batches", 3),
+        ("--context-length", 16, "--export", "tokens"),
+    ],
+    ids=["all", "half", "grouped", "random", "tokens"],
+)
+def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, ...]) -> None:
+    out = tmp_path / "out"
+    corpus = DATA / "corpus/mixed"
+    plan = succeed("plan", corpus, "--out", out, *options, "--json").json
+    assert os.listdir(tmp_path) == []
+    run = succeed("run", corpus, "--out", out, *options, "--json").json
+    for name in ("documents", "tokens", "windows", "shards", "skipped_files", "method", "reason"):
+        assert plan[name] == run[name], name
+    assert plan["dropped_tokens"] in (None, run["dropped_tokens"])
+    stored = {"tokens": 0, "weights": 0, "windows": 0}
+    for entry in read_manifest(out).files:
+        stored[entry.kind] += sum(t.nbytes for t in load_file(out / entry.name).values())
+    assert stored == {
+        "tokens": plan["token_bytes"],
+        "weights": plan["weight_bytes"],
+        "windows": plan["window_bytes"],
+    }
+    assert sum(stored.values()) == plan["total_bytes"]
+
+
+def test_a_plan_reads_the_widths_of_a_weights_file(tmp_path: Path) -> None:
+    layer = random_layer(kv_heads=2, vocabulary_size=100277)
+    save_layer(tmp_path, "w.safetensors", layer)
+    given = ("--weights", tmp_path / "w.safetensors", "--context-length", 16)
+    plan = succeed("plan", DATA / "corpus/code", "--out", tmp_path / "out", *given, "--json").json
+    assert plan["weight_bytes"] == sum(tensor.nbytes for tensor in layer.tensors().values())
+
+
+def test_a_plan_of_endless_batches_is_made_at_once(tmp_path: Path) -> None:
+    many = ("--sampling", "random", "--batches", 10**12)
+    result = qkvmill("plan", DATA / "notebook.txt", "--out", tmp_path / "out", *SMALL, *many)
+    assert result.status == 0
+    assert "windows             8,000,000,000,000" in result.stdout
