@@ -246,7 +246,7 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
     help="Tokens in a window, T.",
 )
 @option(
-    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Tokens in a round."
+    "--tokens", type=click.IntRange(1), default=65536, show_default=True, help="Tokens in a round."
 )
 @option(
     "--dtype",
@@ -266,9 +266,9 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
 @option(
     "--rounds",
     type=click.IntRange(1),
-    default=7,
+    default=5,
     show_default=True,
-    help="Rounds; each runs every way once.",
+    help="Rounds; each times every way.",
 )
 @output_options
 def bench_command(

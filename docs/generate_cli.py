@@ -1,0 +1,30 @@
+"""Prints docs/cli.md from the commands themselves: python docs/generate_cli.py > docs/cli.md"""
+
+import click
+
+from jobs.cli import cli
+
+INTRODUCTION = """\
+# The command line
+
+Made from the commands by `make cli-reference`; a test holds that it is up to date.
+
+Exit status: 0 done; 1 could not, with one line that says what, where and what to do; 2 wrong usage;
+130 interrupted. Progress and notes go to stderr, results to stdout.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, _section("qkvmill", cli)]
+    parts += [_section(f"qkvmill {name}", command) for name, command in cli.commands.items()]
+    return "\n".join(parts)
+
+
+def _section(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    return f"## {name}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
