@@ -1,4 +1,4 @@
-"""What the documents say is so: every command in the README runs, and the reference is up to date."""
+"""What the documents say is so: the README's commands run, the reference is up to date."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.helpers import DATA, ROOT, qkvmill
 
 README = (ROOT / "README.md").read_text("utf-8")
