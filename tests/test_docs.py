@@ -35,11 +35,8 @@ def test_every_command_of_the_readme_runs_in_order(
                 arguments += ["--rounds", "1", "--tokens", "1024"]
             result = qkvmill(*arguments)
             assert result.status == 0, f"{line}: {result.stderr}"
-        elif program == "sha256sum":
-            subprocess.run(line, shell=True, check=True, capture_output=True, cwd=tmp_path)
-        elif program == "cd":
-            monkeypatch.chdir(arguments[0])
-            continue
+        elif program == "(cd":
+            subprocess.run(line, shell=True, check=True, capture_output=True)
         else:
             assert program in ("make", "git", "pipx", "python"), line
             continue
