@@ -2,7 +2,7 @@
 
     python benchmarks/kernel_resources.py [--json]
 
-Compiles the projecting kernel with the tiles that a job uses, for sm_80, sm_90 and sm_100, and
+Compiles the kernels with the tiles that a job uses, for sm_80, sm_90 and sm_100, and
 prints registers, stack, spills and the instructions that matter. Needs Triton on Linux and no GPU.
 """
 
@@ -22,33 +22,38 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.direct_triton import (
+    EMBED_BLOCK_K,
+    EMBED_BLOCK_M,
+    FP_FUSION,
     GROUP,
     HALF_TILE_SHARED_MEMORY,
     NORMS,
     Tile,
     choose_tile,
+    embed_kernel,
     project_kernel,
 )
 
 TARGETS = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALL_SHARED_MEMORY = 99 << 10  # bytes that a block may take on sm_86, sm_89 and sm_120
-PARAMETERS = ("e", "p", "norm_weight", "norm_bias", "w", "b", "q", "k", "v")
+POINTERS = ("e", "p", "norm_weight", "norm_bias", "w", "b", "q", "k", "v", "out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One kernel to compile."""
 
+    kernel: str  # "project" or "embed"
     target: int
     dtype: str
     norm: str
     d: int
     heads: int
-    kv_heads: int
     head_dim: int
     tile: Tile
-    precision: str = "ieee"
+    precision: str
+    ones: bool  # a window of one token: arguments that are 1 become constants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,50 +73,49 @@ class Resources:
 
 
 def cases() -> list[Case]:
-    """Every dtype and norm with its tile on every target, then widths that divide by nothing."""
-    widths = {"d": 768, "heads": 12, "kv_heads": 12, "head_dim": 64}
-    odd = {"d": 100, "heads": 5, "kv_heads": 5, "head_dim": 7}
+    """Every dtype and norm with its tile on every target, then the odd cases."""
+    even = {"d": 768, "heads": 12, "head_dim": 64}
+    odd = {"d": 100, "heads": 5, "head_dim": 7}
 
     def case(
-        target: int, dtype: str, norm: str, shape: dict[str, int],
-        shared: int = HALF_TILE_SHARED_MEMORY, precision: str = "ieee",
+        target: int, dtype: str, norm: str, widths: dict[str, int], *, kernel: str = "project",
+        shared: int = HALF_TILE_SHARED_MEMORY, precision: str = "ieee", ones: bool = False,
     ) -> Case:  # fmt: skip
-        tile = choose_tile(DTYPES[dtype], shape["d"], shape["head_dim"], shared)
+        tile = choose_tile(DTYPES[dtype], widths["d"], widths["head_dim"], shared)
         return Case(
-            target=target, dtype=dtype, norm=norm, tile=tile, precision=precision, **shape
+            kernel=kernel, target=target, dtype=dtype, norm=norm, tile=tile, precision=precision,
+            ones=ones, **widths,
         )  # fmt: skip
 
     found = []
     for target in TARGETS:
         for dtype in DTYPES:
-            found += [case(target, dtype, norm, widths) for norm in NORMS]
+            found += [case(target, dtype, norm, even) for norm in NORMS]
             found.append(case(target, dtype, "layernorm", odd))
-        found.append(case(target, "bf16", "layernorm", widths, shared=SMALL_SHARED_MEMORY))
-        found.append(case(target, "fp32", "none", widths, precision="tf32"))
+            found.append(case(target, dtype, "none", even, kernel="embed"))
+        found.append(case(target, "fp32", "none", odd, ones=True))
+        found.append(case(target, "fp32", "none", odd, kernel="embed", ones=True))
+        found.append(case(target, "bf16", "layernorm", even, shared=SMALL_SHARED_MEMORY))
+        found.append(case(target, "fp32", "none", even, precision="tf32"))
     return found
 
 
 def compile_case(case: Case) -> Resources:
     """Compile one case to machine code and read what it takes."""
-    constants: dict[str, Any] = {
-        "D": case.d, "Q_WIDTH": case.heads * case.head_dim,
-        "KV_WIDTH": case.kv_heads * case.head_dim, "HEAD_DIM": case.head_dim,
-        "NORM": NORMS[case.norm], "HAS_POSITION": True, "HAS_NORM_WEIGHT": case.norm != "none",
-        "HAS_NORM_BIAS": case.norm == "layernorm", "HAS_BIAS": True, "PRECISION": case.precision,
-        "BLOCK_M": case.tile.block_m, "BLOCK_N": case.tile.block_n, "BLOCK_K": case.tile.block_k,
-        "GROUP": GROUP,
-    }  # fmt: skip
+    kernel, constants = {"project": _project, "embed": _embed}[case.kernel](case)
+    if case.ones:
+        constants["T"] = 1
     signature = {}
-    for name in project_kernel.arg_names:
+    for name in kernel.arg_names:
         if name in constants:
             signature[name] = "constexpr"
         elif name == "ids":
             signature[name] = "*i32"
-        elif name in PARAMETERS:
+        elif name in POINTERS:
             signature[name] = f"*{case.dtype}"
         else:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
-    # Torch's allocations are aligned; strides and counts divide by 16 where the widths do.
+    # Torch's allocations are aligned; strides divide by 16 where the widths do.
     even = case.d % 16 == 0 and case.head_dim % 16 == 0
     aligned = [
         place
@@ -119,12 +123,16 @@ def compile_case(case: Case) -> Resources:
         if kind.startswith("*") or (even and "stride" in name)
     ]
     source = ASTSource(
-        project_kernel,
+        kernel,
         signature=signature,
         constexprs=constants,
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
-    options = {"num_warps": case.tile.num_warps, "num_stages": case.tile.num_stages}
+    options = {
+        "num_warps": case.tile.num_warps if case.kernel == "project" else 4,
+        "num_stages": case.tile.num_stages,
+        "enable_fp_fusion": FP_FUSION,
+    }
     compiled = triton.compile(source, target=GPUTarget("cuda", case.target, 32), options=options)
     ptx = compiled.asm["ptx"]
     usage = resource_usage(compiled.asm["cubin"])
@@ -140,6 +148,23 @@ def compile_case(case: Case) -> Resources:
         wide_stores=len(re.findall(r"st\.global\.v(?:4\.b32|2\.b64)", ptx)),
         wide_products=len(re.findall(r"mul\.wide|mul\.lo\.s64|mad\.wide|mad\.lo\.s64", ptx)),
     )
+
+
+def _project(case: Case) -> tuple[Any, dict[str, Any]]:
+    width = case.heads * case.head_dim
+    return project_kernel, {
+        "D": case.d, "Q_WIDTH": width, "KV_WIDTH": width, "HEAD_DIM": case.head_dim,
+        "NORM": NORMS[case.norm], "HAS_POSITION": True, "HAS_NORM_WEIGHT": case.norm != "none",
+        "HAS_NORM_BIAS": case.norm == "layernorm", "HAS_BIAS": True, "PRECISION": case.precision,
+        "BLOCK_M": case.tile.block_m, "BLOCK_N": case.tile.block_n, "BLOCK_K": case.tile.block_k,
+        "GROUP": GROUP,
+    }  # fmt: skip
+
+
+def _embed(case: Case) -> tuple[Any, dict[str, Any]]:
+    return embed_kernel, {
+        "D": case.d, "HAS_POSITION": True, "BLOCK_M": EMBED_BLOCK_M, "BLOCK_K": EMBED_BLOCK_K
+    }  # fmt: skip
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:
@@ -164,8 +189,9 @@ def main() -> None:
             continue
         tile = f"{case.tile.block_m}x{case.tile.block_n}x{case.tile.block_k}"
         values = " ".join(f"{name} {value}" for name, value in asdict(resources).items())
-        name = f"sm_{case.target} {case.dtype} {case.precision} {case.norm} d{case.d} {tile}"
-        print(f"{name:48} {values}", flush=True)
+        kind = f"{case.dtype} {case.precision} {case.norm} d{case.d}"
+        name = f"sm_{case.target} {case.kernel} {kind} {tile}{' T1' if case.ones else ''}"
+        print(f"{name:54} {values}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ LAYERNORM = tl.constexpr(1)
 RMSNORM = tl.constexpr(2)
 NORMS = {"none": 0, "layernorm": 1, "rmsnorm": 2}
 
+EMBED_BLOCK_M, EMBED_BLOCK_K = 16, 128
+FP_FUSION = True  # said aloud, since Triton 3.10 changes its default
 GROUP = 8  # blocks of tokens that share the columns of W while both are in the L2 cache
 
 
@@ -98,7 +100,7 @@ def _store_heads(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def project_kernel(
     ids,  # int32 [N], N = W*T
     e,  # [V, D]
@@ -234,7 +236,7 @@ def project_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def embed_kernel(
     ids,  # int32 [N], N = W*T
     e,  # [V, D]
@@ -325,6 +327,7 @@ def project(
             GROUP=GROUP,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            enable_fp_fusion=FP_FUSION,
         )
 
 
@@ -335,8 +338,7 @@ def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
     _refuse_interpreted_bfloat16(ids, layer.embedding.dtype)
     ids = ids.contiguous()
     d = layer.embedding.shape[1]
-    block_m, block_k = 16, 128
-    blocks = triton.cdiv(ids.numel(), block_m) * triton.cdiv(d, block_k)
+    blocks = triton.cdiv(ids.numel(), EMBED_BLOCK_M) * triton.cdiv(d, EMBED_BLOCK_K)
     with _current(ids.device):
         embed_kernel[(blocks,)](
             ids,
@@ -348,9 +350,10 @@ def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
             layer.embedding_scale,
             D=d,
             HAS_POSITION=layer.position is not None,
-            BLOCK_M=block_m,
-            BLOCK_K=block_k,
+            BLOCK_M=EMBED_BLOCK_M,
+            BLOCK_K=EMBED_BLOCK_K,
             num_warps=4,
+            enable_fp_fusion=FP_FUSION,
         )
 
 
