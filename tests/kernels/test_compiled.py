@@ -78,3 +78,57 @@ def test_shared_memory_fits_the_gpus_that_get_the_tile(compiled: list[Case]) -> 
     assert [name(c) for c in compiled if c["shared"] > limits[c["target"]]] == []
     small = [c for c in compiled if c["d"] == 768 and c["tile"]["block_m"] == 64]
     assert [name(c) for c in small if c["shared"] > 99 << 10] == []
+
+
+LAUNCH = """
+import torch, triton
+from dataclasses import replace
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from kernels import direct_triton
+from kernels.layer import pack, seeded_layer
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+launched = []
+
+def launch(self, grid):
+    def warm(*a, **k):
+        launched.append((self.fn.__name__, grid, self.warmup(*a, grid=grid, **k)))
+    return warm
+
+triton.runtime.driver.set_active(Driver())
+JITFunction.__getitem__ = launch
+for length, dtype in ((16, torch.float16), (1, torch.float16), (63, torch.float32)):
+    layer = seeded_layer(vocabulary_size=50, d_model=96, heads=6, kv_heads=2,
+                         context_length=length, positions="sinusoidal", seed=0).to(dtype)
+    packed = pack(layer, torch.device("cpu"))
+    narrow = {n: getattr(packed, n).to(dtype) for n in ("weight", "bias", "position")}
+    ids = torch.zeros(3, length, dtype=torch.int32)
+    out = [torch.empty(3, heads, length, 16, dtype=dtype) for heads in (6, 2, 2)]
+    direct_triton.project(replace(packed, **narrow), ids, *out)
+    direct_triton.embed(replace(packed, **narrow), ids, torch.empty(3, length, 96, dtype=dtype))
+for name, grid, kernel in launched:
+    print(name, *grid, kernel.metadata.enable_fp_fusion, "wgmma" in kernel.asm["ptx"])
+"""
+
+
+def test_a_launch_goes_through_triton_up_to_the_gpu_itself() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", LAUNCH]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # The grids: tokens over the rows of a tile, times 160 or 96 columns over its columns.
+    assert done.stdout.splitlines() == [
+        "project_kernel 2 True True",
+        "embed_kernel 3 True False",
+        "project_kernel 2 True True",
+        "embed_kernel 1 True False",
+        "project_kernel 6 True False",
+        "embed_kernel 12 True False",
+    ]
