@@ -1,6 +1,5 @@
 import os
 import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -75,10 +74,11 @@ def test_space_is_checked_where_the_folder_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
+    real = shutil.disk_usage(tmp_path)
 
-    def usage(place: Path) -> tuple[int, int, int]:
+    def usage(place: Path) -> object:
         asked.append(place)
-        return namedtuple("usage", "total used free")(10, 0, 999)
+        return real._replace(free=999)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     check_space(tmp_path / "not/yet/there", 999)

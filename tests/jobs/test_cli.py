@@ -34,6 +34,16 @@ def file_with(t: Path, data: bytes, name: str = "bad.txt") -> Path:
     return path
 
 
+def folder(t: Path) -> Path:
+    (t / "f").mkdir()
+    return t / "f"
+
+
+def pickled(t: Path) -> Path:
+    torch.save({}, t / "w.pt")
+    return t / "w.pt"
+
+
 def weights(t: Path, **changes: Any) -> Path:
     layer = random_layer(vocabulary_size=100277, positions=False)
     tensors = {name: tensor.clone() for name, tensor in layer.named_tensors().items()}
@@ -57,7 +67,7 @@ BAD: list[tuple[str, Arguments, int, str]] = [
     ("missing-path", lambda t: [t / "none.txt"], 1, "none.txt could not be read: No such file"),
     ("empty-file", lambda t: [file_with(t, b"")], 1, "bad.txt is empty"),
     ("only-a-bom", lambda t: [file_with(t, b"\xef\xbb\xbf")], 1, "bad.txt is empty"),
-    ("empty-folder", lambda t: [(t / "f").mkdir() or t / "f"], 1, "f holds no .txt file"),
+    ("empty-folder", lambda t: [folder(t)], 1, "f holds no .txt file"),
     ("binary", lambda t: [file_with(t, b"ELF\0\1")], 1, "bad.txt is binary, not text: byte 3"),
     ("bad-utf8", lambda t: [file_with(t, b"caf\xe9 x")], 1, "bad.txt is not UTF-8: byte 3 is 0xe9"),
     ("not-txt", lambda t: [file_with(t, b"{}", "a.jsonl")], 1, "a.jsonl is not a .txt file"),
@@ -127,7 +137,7 @@ BAD: list[tuple[str, Arguments, int, str]] = [
     ),
     (
         "weights-pickle",
-        lambda t: [corpus(t), "--weights", (torch.save({}, t / "w.pt"), t / "w.pt")[1]],
+        lambda t: [corpus(t), "--weights", pickled(t)],
         1,
         "w.pt is a pickle",
     ),

@@ -84,7 +84,7 @@ def test_whole_numbers_are_exact(
         # Sparse signs keep every sum within the whole numbers that float16 holds.
         signs = getattr(layer, name).sign()
         whole[name] = signs * (torch.rand(signs.shape, generator=torch.Generator()) < 0.3)
-    layer = replace(layer, **whole).to(DTYPES[dtype])
+    layer = replace(layer, **whole).to(DTYPES[dtype])  # type: ignore[arg-type]
     ids = random_ids(3, 16)
     exact = reference.project(reference.in_float64(layer), ids)
     for expected, found in zip(exact, project(layer, ids), strict=True):
