@@ -22,7 +22,13 @@ def reference() -> str:
 
 
 def _section(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    context = click.Context(
+        command,
+        info_name=name,
+        terminal_width=100,
+        max_content_width=100,
+        help_option_names=cli.context_settings["help_option_names"],
+    )
     return f"## {name}\n\n```text\n{command.get_help(context)}\n```\n"
 
 

@@ -1,10 +1,13 @@
 """The folder of an export: claimed before the work, cleared of our own files only."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from exporters.errors import ExportError
 from exporters.manifest import FORMAT, HASHES, MANIFEST, RUN
+from kernels.errors import QkvmillError
 
 WORK = ".work"
 WEIGHTS = "weights.safetensors"
@@ -59,6 +62,20 @@ def claim(root: Path, *, overwrite: bool) -> None:
         raise ExportError(
             f"--out {error.filename or root} could not be written: {error.strerror}"
         ) from error
+
+
+@contextmanager
+def claimed(root: Path, *, overwrite: bool) -> Iterator[None]:
+    """Claim root; if the block fails for a reason of the user's, leave nothing of ours there."""
+    existed = root.exists()
+    claim(root, overwrite=overwrite)
+    try:
+        yield
+    except QkvmillError:
+        _clear(root)
+        if not existed:
+            root.rmdir()
+        raise
 
 
 def release(root: Path) -> None:

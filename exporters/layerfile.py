@@ -83,7 +83,7 @@ def load_layer(
     heads = _agree(path, "heads", scalars.get("heads"), heads)
     if heads is None:
         raise WeightsError(f"--weights {path} does not say how many heads it has; give --heads")
-    kv_heads = _agree(path, "kv-heads", scalars.get("kv_heads"), kv_heads) or heads
+    stated = _agree(path, "kv-heads", scalars.get("kv_heads"), kv_heads)
     _agree(path, "d-model", tensors["embedding.weight"].shape[-1], d_model)
     if "norm.weight" in tensors and scalars.get("norm", "none") == "none":
         raise WeightsError(
@@ -112,14 +112,16 @@ def load_layer(
         return FirstLayer(
             **fields,  # type: ignore[arg-type]
             heads=heads,
-            kv_heads=kv_heads,
+            kv_heads=stated or heads,
             norm=scalars.get("norm", "none"),
             positions=kind,
             eps=scalars.get("eps", 1e-5),
             embedding_scale=scalars.get("embedding_scale", 1.0),
         )
     except LayerError as error:
-        raise WeightsError(f"--weights {path}: {error}") from error
+        grouped = stated is None and "k_proj.weight has" in str(error)
+        hint = "; if its heads are grouped, give --kv-heads" if grouped else ""
+        raise WeightsError(f"--weights {path}: {error}{hint}") from error
 
 
 def _is_pickle(path: Path) -> bool:

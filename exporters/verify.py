@@ -53,6 +53,11 @@ def verify(root: Path, advance: Callable[[int], None]) -> Findings:
             problems.append(f"{name}: missing")
             continue
         try:
+            size = path.stat().st_size
+            if name in listed and size != listed[name].bytes:
+                problems.append(f"{name}: has {size} bytes, not {listed[name].bytes}")
+                advance(listed[name].bytes)
+                continue
             found = sha256_of(path)
             if name in hashes and found != hashes[name]:
                 problems.append(f"{name}: its bytes do not match the hash in {HASHES}")
@@ -63,7 +68,9 @@ def verify(root: Path, advance: Callable[[int], None]) -> Findings:
         if name in listed:
             advance(listed[name].bytes)
     known = {*hashes, *listed, MANIFEST, HASHES, RUN}
-    problems += [f"{name}: extra" for name in _files_below(root) if name not in known]
+    problems += [
+        f"{name}: extra, not part of the export" for name in _files_below(root) if name not in known
+    ]
     return Findings(len(listed) + 1, sum(entry.bytes for entry in manifest.files), tuple(problems))
 
 
@@ -90,8 +97,6 @@ def _check_tensors(path: Path, entry: FileEntry, sha256: str) -> list[str]:
     problems = []
     if sha256 != entry.sha256:
         problems.append(f"{entry.name}: its bytes do not match the hash in {MANIFEST}")
-    if path.stat().st_size != entry.bytes:
-        problems.append(f"{entry.name}: has {path.stat().st_size} bytes, not {entry.bytes}")
     try:
         header = read_header(path)
     except ExportError as error:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jobs.config import check_device
 from jobs.errors import ConfigError
 from jobs.progress import Reporter
 from kernels import reference
@@ -42,6 +43,7 @@ class BenchConfig:
     rounds: int = 5
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.d_model % self.heads:
             raise ConfigError(f"--d-model {self.d_model} cannot be split into --heads {self.heads}")
         if self.tokens < self.context_length:
@@ -78,7 +80,7 @@ def bench(config: BenchConfig, reporter: Reporter) -> tuple[dict[str, Any], list
         DeviceError: if the device is not there.
     """
     backend = choose(config.device, DTYPES[config.dtype], tf32=config.tf32)
-    reporter.note(f"{backend.kernel}: {backend.reason}")
+    reporter.note(backend.sentence())
     layer = seeded_layer(
         vocabulary_size=config.vocabulary_size,
         d_model=config.d_model,
@@ -219,7 +221,8 @@ def _compiled(
     try:
         way()
     except RuntimeError as error:
-        reporter.note(f"compile is left out: {str(error).splitlines()[0]}")
+        lines = [line for line in str(error).splitlines() if "error:" in line]
+        reporter.note(f"compile is left out: {(lines or str(error).splitlines())[0].strip()}")
         return None
     return f"torch.compile, {mode or 'default'} mode", way
 

@@ -30,6 +30,7 @@ from kernels.errors import QkvmillError
 from kernels.layer import DTYPES
 
 INTERRUPTED = 130
+TOML_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}
 PIPE_COLUMNS = 120  # of tables that go into a pipe or a file
 
 SIZE_UNITS = {
@@ -72,11 +73,27 @@ def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         parameter = known.get(name)
         if parameter is None or parameter.name == "config":
             raise click.UsageError(f"--config {path}: {key!r} is not an option of {ctx.info_name}")
-        if isinstance(value, list) != (parameter.multiple or parameter.nargs == -1):
-            kind = "one value, not a list" if isinstance(value, list) else "a list"
+        repeatable = parameter.multiple or parameter.nargs == -1
+        if isinstance(value, list) != repeatable:
+            kind = "a list" if repeatable else "one value, not a list"
             raise click.UsageError(f"--config {path}: {key!r} takes {kind}")
+        for item in value if repeatable else [value]:
+            if type(item) not in _toml_types(parameter):
+                kinds = " or ".join(TOML_NAMES[kind] for kind in _toml_types(parameter))
+                raise click.UsageError(f"--config {path}: {key!r} takes {kinds}, not {item!r}")
         defaults[name] = value
     ctx.default_map = defaults
+
+
+def _toml_types(parameter: click.Parameter) -> tuple[type, ...]:
+    """The types of TOML values that an option takes."""
+    if getattr(parameter, "is_flag", False):
+        return (bool,)
+    if isinstance(parameter.type, click.types.IntParamType):
+        return (int,)
+    if isinstance(parameter.type, Size) or parameter.name == "vocab_size":
+        return (str, int)
+    return (str,)
 
 
 def job_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -159,7 +176,7 @@ def cli() -> None:
     """Turn text into token windows, embeddings with positions, and Q, K, V, as safetensors."""
 
 
-@cli.command("run")
+@cli.command("run", short_help="Do the job: text in, safetensors out.")
 @job_options
 @output_options
 def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
@@ -168,7 +185,7 @@ def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
     _print(asdict(summary), "exported", quiet, as_json)
 
 
-@cli.command("plan")
+@cli.command("plan", short_help="Say what run would do; write nothing.")
 @job_options
 @output_options
 def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
@@ -177,7 +194,7 @@ def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
     _print(asdict(result), "plan", quiet, as_json)
 
 
-@cli.command("inspect")
+@cli.command("inspect", short_help="Show what an export or a window holds.")
 @argument("export", type=click.Path(path_type=Path))
 @option("--window", type=int, help="Show this window, counted from 0.")
 @option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -204,7 +221,7 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
         show.show_window(console, record, found)
 
 
-@cli.command("verify")
+@cli.command("verify", short_help="Check an export's bytes and shapes.")
 @argument("export", type=click.Path(path_type=Path))
 @output_options
 def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
@@ -223,7 +240,7 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
         click.echo(f"{export}: {findings.files} files, {sized}, all as they were written")
 
 
-@cli.command("bench")
+@cli.command("bench", short_help="Time our way against torch's.")
 @option(
     "--d-model",
     type=click.IntRange(1),

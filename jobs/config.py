@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.errors import ConfigError
+from kernels.dispatch import DEVICE_NAMES
 from kernels.layer import DTYPES, Positions
 
 Sampling = Literal["sequential", "random"]
@@ -12,6 +13,12 @@ Sampling = Literal["sequential", "random"]
 EXPORTS = ("tokens", "features", "qkv")
 D_MODEL = 768
 HEADS = 12
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError if the name of a device is of no known form."""
+    if not DEVICE_NAMES.fullmatch(name):
+        raise ConfigError(f"--device {name!r} is not auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,7 @@ class JobConfig:
             raise ConfigError("--stride has no effect with --sampling random; leave one out")
         if self.tf32 and self.dtype != "float32":
             raise ConfigError(f"--tf32 has no effect with --dtype {self.dtype}; leave one out")
+        check_device(self.device)
         self._check_layer_options()
 
     def _check_layer_options(self) -> None:

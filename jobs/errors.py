@@ -12,4 +12,4 @@ class CorpusError(QkvmillError):
 
 
 class TokenizerError(QkvmillError):
-    """An unknown encoding or a damaged vocabulary."""
+    """A vocabulary that is missing, damaged, or not the one that is needed."""

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 
 from exporters.files import write_text
-from exporters.folder import WEIGHTS, check_claim, check_space, claim, release
+from exporters.folder import (
+    WEIGHTS,
+    check_claim,
+    check_space,
+    claimed,
+    readable,
+    release,
+)
 from exporters.layerfile import save_layer
 from exporters.manifest import RUN, FileEntry, Manifest, commit
 from exporters.tokens import TokenPart, TokenStream, TokenWriter
@@ -66,22 +73,22 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     if found := check_claim(config.out, overwrite=config.overwrite):
         reporter.note(f"{config.out} holds {found}: starting over")
     check_space(config.out, bytes_known_before(config, loaded, tokenizer) + HEADROOM)
-    claim(config.out, overwrite=config.overwrite)
 
-    writer = TokenWriter(config.out)
-    totals = tokenise(config, corpus, tokenizer, writer, reporter)
-    parts = writer.close()
+    with claimed(config.out, overwrite=config.overwrite):
+        writer = TokenWriter(config.out)
+        totals = tokenise(config, corpus, tokenizer, writer, reporter)
+        parts = writer.close()
+        windows = plan_windows(config, totals.tokens)
+        shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
+        plans = shard_tensors(config, shape)
+        layer_bytes = 0
+        if shape is not None:
+            check_ids(config, shape, totals.largest_id)
+            layer_bytes = shape.bytes
+        check_space(config.out, window_bytes(plans) * windows.count + layer_bytes + HEADROOM)
+    _say_what_differs(config, windows, window_bytes(plans), reporter)
+
     entries = [_token_entry(part) for part in parts]
-
-    windows = plan_windows(config, totals.tokens)
-    shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
-    plans = shard_tensors(config, shape)
-    layer_bytes = 0
-    if shape is not None:
-        check_ids(config, shape, totals.largest_id)
-        layer_bytes = shape.bytes
-    check_space(config.out, window_bytes(plans) * windows.count + layer_bytes + HEADROOM)
-
     layer = None
     if shape is not None:
         layer = loaded or make_layer(config, tokenizer, totals.largest_id)
@@ -111,7 +118,7 @@ def choose_backend(config: JobConfig, reporter: Reporter) -> Backend | None:
     if not config.needs_layer:
         return None
     backend = choose(config.device, DTYPES[config.dtype], tf32=config.tf32)
-    reporter.note(f"method {backend.method}, kernel {backend.kernel}: {backend.reason}")
+    reporter.note(backend.sentence())
     return backend
 
 
@@ -136,6 +143,22 @@ def plan_windows(config: JobConfig, tokens: int) -> WindowPlan:
         )
     most = None if config.batches is None else config.batches * config.batch_size
     return plan_sequential(tokens, config.context_length, config.window_stride, most)
+
+
+def _say_what_differs(
+    config: JobConfig, windows: WindowPlan, bytes_per_window: int, reporter: Reporter
+) -> None:
+    """Say where the outcome is not what the options may have led to expect."""
+    if bytes_per_window > config.shard_size:
+        reporter.note(
+            f"a window takes {readable(bytes_per_window)}, more than --shard-size: "
+            "each shard holds one window"
+        )
+    if config.batches is not None and windows.count < config.batches * config.batch_size:
+        reporter.note(
+            f"the corpus gives {windows.count} windows, fewer than --batches {config.batches} "
+            f"of {config.batch_size}"
+        )
 
 
 def _token_entry(part: TokenPart) -> FileEntry:

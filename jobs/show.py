@@ -59,7 +59,9 @@ def show_export(console: Console, root: Path, manifest: Manifest) -> None:
         table.add_column(heading)
     shards = manifest.of_kind("windows")
     for name, declared in shards[0].tensors.items():
-        shape = ", ".join(["W", *(str(length) for length in declared["shape"][1:])])
+        axes = _axes(name, manifest.job["layout"])
+        lengths = zip(axes, declared["shape"][1:], strict=True)
+        shape = ", ".join(["W", *(f"{axis} {length}" for axis, length in lengths)])
         table.add_row(name, declared["dtype"], Text(f"[{shape}]"))
     console.print(table)
 
@@ -73,6 +75,18 @@ def show_export(console: Console, root: Path, manifest: Manifest) -> None:
     console.print(table)
 
 
+def _axes(name: str, layout: str) -> tuple[str, ...]:
+    """The axes of a tensor of the shards, after the windows."""
+    if name == "window_start":
+        return ()
+    if name in ("x", "y"):
+        return ("T", "d")
+    if name in ("q", "k", "v"):
+        heads = "H" if name == "q" else "Hk"
+        return (heads, "T", "Dh") if layout == "bhtd" else ("T", heads, "Dh")
+    return ("T",)
+
+
 def window_record(
     root: Path, manifest: Manifest, window: Window, tokenizer: Tokenizer
 ) -> dict[str, Any]:
@@ -80,13 +94,15 @@ def window_record(
     length = manifest.windows["context_length"]
     stream = open_stream(root, manifest)
     ids = stream.read(window.start, window.start + length + 1).tolist()
-    documents = stream.documents(window.start, window.start + length)
+    documents = stream.documents(window.start, window.start + length).tolist()
     decode = tokenizer.encoding.decode
     return {
         "window": window.index,
         "start": window.start,
-        "first_document": int(documents[0]),
-        "last_document": int(documents[-1]),
+        "documents": [
+            {"index": index, "name": manifest.corpus["files"][index]["name"]}
+            for index in sorted(set(documents))
+        ],
         "input_ids": ids[:-1],
         "target_ids": ids[1:],
         "input_text": decode(ids[:-1]),
@@ -105,7 +121,7 @@ def show_window(console: Console, record: Mapping[str, Any], window: Window) -> 
         f"window {record['window']}",
         {
             "start": record["start"],
-            "documents": f"{record['first_document']} to {record['last_document']}",
+            "documents": ", ".join(f"{d['index']} ({d['name']})" for d in record["documents"]),
             "input": record["input_text"],
             "target": record["target_text"],
             "input_ids": _shorten(record["input_ids"]),
@@ -166,7 +182,7 @@ def _shorten(ids: list[int]) -> str:
 
 def _value(name: str, value: Any) -> str:
     if value is None:
-        return "none"
+        return "known after the draw" if name == "dropped_tokens" else "none"
     if name == "bytes" or name.endswith("_bytes"):
         return readable(value)
     if isinstance(value, dict):

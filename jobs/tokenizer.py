@@ -22,7 +22,7 @@ import tiktoken
 from numpy.typing import NDArray
 from tiktoken_ext import openai_public
 
-from jobs.errors import TokenizerError
+from jobs.errors import ConfigError, TokenizerError
 
 VOCABULARIES = Path(__file__).resolve().parent.parent / "data" / "vocab"
 ENCODINGS = tuple(openai_public.ENCODING_CONSTRUCTORS)
@@ -59,12 +59,13 @@ def load_tokenizer(name: str) -> Tokenizer:
     """One of tiktoken's encodings, from the vocabularies in data/vocab.
 
     Raises:
-        TokenizerError: if the name is unknown, or its vocabulary file is missing or damaged.
+        ConfigError: if the name is unknown.
+        TokenizerError: if its vocabulary file is missing or damaged.
     """
     if name not in ENCODINGS:
         near = get_close_matches(name, ENCODINGS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(ENCODINGS)}"
-        raise TokenizerError(f"--tokenizer {name!r} is not known; {hint}")
+        raise ConfigError(f"--tokenizer {name!r} is not known; {hint}")
     hashes: list[str] = []
 
     def load_ranks(url: str, expected_hash: str) -> dict[bytes, int]:

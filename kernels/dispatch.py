@@ -30,6 +30,10 @@ class Backend:
     embed: Callable[[PackedLayer, Tensor, Tensor], None]
     project: Callable[[PackedLayer, Tensor, Tensor, Tensor, Tensor], None]
 
+    def sentence(self) -> str:
+        """What was chosen and why, for people."""
+        return f"computing on {self.device} with {self.kernel}, {self.method}: {self.reason}"
+
     def record(self, layer: PackedLayer) -> dict[str, Any]:
         """What was chosen for a layer and why, for the manifest."""
         return {
@@ -58,16 +62,15 @@ def choose(device: str, dtype: torch.dtype, *, tf32: bool = False) -> Backend:
     if device == "cpu" or (device == "auto" and missing):
         if tf32:
             raise DeviceError("--tf32 needs a CUDA device: the CPU computes float32 as float32")
-        reason = "the CPU was asked for" if device == "cpu" else f"auto: {missing}"
-        return _cpu(reason)
+        return _cpu("the CPU was asked for" if device == "cpu" else f"{missing}")
     if missing:
         raise DeviceError(f"--device {device}: {missing}; use --device cpu or --device auto")
     place = torch.device("cuda" if device == "auto" else device)
     if place.index is None:
         place = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(place)
-    asked = "auto: torch sees" if device == "auto" else f"--device {device} is"
-    return _cuda(place, dtype, tf32, f"{asked} {name}")
+    reason = f"torch sees {name}" if device == "auto" else f"{name} was asked for"
+    return _cuda(place, dtype, tf32, reason)
 
 
 def _why_no_gpu(device: str) -> str | None:

@@ -7,7 +7,7 @@ QkvmillError
 ├── WeightsError      exporters   a weights file that cannot be used
 ├── ConfigError       jobs        options that contradict each other (exit status 2)
 ├── CorpusError       jobs        a corpus that cannot be read
-└── TokenizerError    jobs        an unknown encoding or a damaged vocabulary
+└── TokenizerError    jobs        a vocabulary that is missing, damaged or another
 """
 
 

@@ -92,6 +92,7 @@ def test_positions_can_be_asked_for_or_left_out(tmp_path: Path) -> None:
         pytest.param(
             lambda t: plain(t, {"heads": 4, "kv_heads": 4}), {}, "k_proj.weight has shape", id="kv"
         ),
+        pytest.param(lambda t: plain(t, {"heads": 4}), {}, "give --kv-heads", id="gqa"),
         pytest.param(
             lambda t: plain(t, q_proj__weight=None), {"heads": 4}, "lacks the tensor q_proj", id="q"
         ),

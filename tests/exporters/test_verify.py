@@ -64,8 +64,8 @@ def link_outside(export: Path) -> None:
     ("damage", "expected"),
     [
         pytest.param(lambda e: shard(e).unlink(), "missing", id="missing-shard"),
-        pytest.param(lambda e: os.truncate(shard(e), 999), "do not match", id="truncated"),
-        pytest.param(lambda e: os.truncate(shard(e), 0), "do not match", id="emptied"),
+        pytest.param(lambda e: os.truncate(shard(e), 999), "has 999 bytes, not", id="truncated"),
+        pytest.param(lambda e: os.truncate(shard(e), 0), "has 0 bytes, not", id="emptied"),
         pytest.param(swap, "do not match", id="swapped"),
         pytest.param(link_outside, "missing", id="link-outside"),
         pytest.param(lambda e: (e / "SHA256SUMS").unlink(), "SHA256SUMS", id="no-hashes"),

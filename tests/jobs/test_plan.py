@@ -31,6 +31,7 @@ def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, .
     for name in ("documents", "tokens", "windows", "shards", "skipped_files", "method", "reason"):
         assert plan[name] == run[name], name
     assert plan["dropped_tokens"] in (None, run["dropped_tokens"])
+    assert plan["obstacle"] is None
     stored = {"tokens": 0, "weights": 0, "windows": 0}
     for entry in read_manifest(out).files:
         stored[entry.kind] += sum(t.nbytes for t in load_file(out / entry.name).values())
@@ -48,6 +49,17 @@ def test_a_plan_reads_the_widths_of_a_weights_file(tmp_path: Path) -> None:
     given = ("--weights", tmp_path / "w.safetensors", "--context-length", 16)
     plan = succeed("plan", DATA / "corpus/code", "--out", tmp_path / "out", *given, "--json").json
     assert plan["weight_bytes"] == sum(tensor.nbytes for tensor in layer.tensors().values())
+
+
+def test_a_plan_names_what_would_stop_the_run(export: Path, tmp_path: Path) -> None:
+    corpus = DATA / "notebook.txt"
+    given = ("plan", corpus, "--out", export, *SMALL, "--json")
+    assert "holds a finished export" in succeed(*given).json["obstacle"]
+    assert succeed(*given, "--overwrite").json["obstacle"] is None
+    many = ("--sampling", "random", "--batches", 10**12)
+    given = ("plan", corpus, "--out", tmp_path / "x", *SMALL, *many)
+    assert "its disk has" in succeed(*given, "--json").json["obstacle"]
+    assert "known after the draw" in succeed(*given).stdout
 
 
 def test_a_plan_of_endless_batches_is_made_at_once(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_replaced_and_skipped_are_counted_shown_and_stored(tmp_path: Path, corpu
 def test_the_choice_of_device_and_kernel_is_shown_and_stored(tmp_path: Path, corpus: Path) -> None:
     out = tmp_path / "out"
     result = succeed("run", corpus, "--out", out, *SMALL)
-    assert "method direct, kernel torch-cpu: the CPU was asked for" in result.stderr
+    assert "computing on cpu with torch-cpu, direct: the CPU was asked for" in result.stderr
     compute = read_manifest(out).compute
     assert compute is not None
     assert (
@@ -262,3 +262,24 @@ def test_other_encodings_run(tmp_path: Path, name: str) -> None:
     succeed("run", DATA / "corpus/mixed", "--out", out, *SMALL, "--tokenizer", name)
     succeed("verify", out)
     assert read_manifest(out).tokenizer["name"] == name
+
+
+def test_what_is_not_as_expected_is_said(tmp_path: Path, corpus: Path) -> None:
+    many = ("--batches", 1000, "--batch-size", 2, "--shard-size", 100)
+    result = succeed("run", corpus, "--out", tmp_path / "out", *SMALL, *many)
+    windows = read_manifest(tmp_path / "out").windows["count"]
+    assert "more than --shard-size: each shard holds one window" in result.stderr
+    assert f"the corpus gives {windows} windows, fewer than --batches 1000 of 2" in result.stderr
+
+
+def test_a_run_that_fails_leaves_a_folder_that_was_there_and_what_is_not_ours(
+    export: Path, tmp_path: Path
+) -> None:
+    (export / "notes.md").write_text("mine")
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"caf\xe9")
+    assert qkvmill("run", bad, "--out", export, *SMALL, "--overwrite").status == 1
+    assert os.listdir(export) == ["notes.md"]
+    (tmp_path / "empty").mkdir()
+    assert qkvmill("run", bad, "--out", tmp_path / "empty", *SMALL).status == 1
+    assert os.listdir(tmp_path / "empty") == []

@@ -14,7 +14,7 @@ def test_an_export_is_summed_up(export: Path) -> None:
     for expected in (
         "documents           3", "tokenizer           cl100k_base", "context length      16",
         "d 32, 4 heads, 4 key/value heads of 8", "direct, torch-cpu: the CPU was asked for",
-        "[W, 4, 16, 8]", "tokens/tokens-00001.safetensors", "windows 0 to 3",
+        "[W, H 4, T 16, Dh 8]", "tokens/tokens-00001.safetensors", "windows 0 to 3",
     ):  # fmt: skip
         assert expected in text, expected
 
@@ -22,6 +22,7 @@ def test_an_export_is_summed_up(export: Path) -> None:
 def test_a_window_shows_its_texts_and_its_rows_as_stored(export: Path) -> None:
     text = succeed("inspect", export, "--window", 0).stdout
     assert "One fish, two fish, red fish, blue fish." in text
+    assert "0 (a.txt)" in text
     shard = load_file(next((export / "shards").glob("shard-00001-*")))
     for name in ("x", "y"):
         assert f"{name} [16 rows x 32 columns]" in text

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from jobs import tokenizer as tokenizers
-from jobs.errors import TokenizerError
+from jobs.errors import ConfigError, TokenizerError
 from jobs.tokenizer import ENCODINGS, Tokenizer, encode, encode_text, last_safe_cut, load_tokenizer
 from tests.helpers import DATA, GOLDEN
 
@@ -200,7 +200,7 @@ def test_safe_places_are_found_however_far_back() -> None:
     ],
 )
 def test_an_unknown_encoding_suggests_the_near_miss(name: str, hint: str) -> None:
-    with pytest.raises(TokenizerError) as error:
+    with pytest.raises(ConfigError) as error:
         load_tokenizer(name)
     assert hint in str(error.value)
     assert name in str(error.value)

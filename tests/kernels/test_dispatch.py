@@ -21,7 +21,7 @@ def test_the_cpu_is_taken_when_asked_for() -> None:
 def test_auto_says_why_it_took_the_cpu() -> None:
     backend = choose("auto", torch.float32)
     assert backend.kernel == "torch-cpu"
-    assert backend.reason == f"auto: torch {torch.__version__} sees no CUDA device"
+    assert backend.reason == f"torch {torch.__version__} sees no CUDA device"
 
 
 @without_gpu
