@@ -57,9 +57,9 @@ def test_a_plan_names_what_would_stop_the_run(export: Path, tmp_path: Path) -> N
     assert "holds a finished export" in succeed(*given).json["obstacle"]
     assert succeed(*given, "--overwrite").json["obstacle"] is None
     many = ("--sampling", "random", "--batches", 10**12)
-    given = ("plan", corpus, "--out", tmp_path / "x", *SMALL, *many)
-    assert "its disk has" in succeed(*given, "--json").json["obstacle"]
-    assert "known after the draw" in succeed(*given).stdout
+    endless = ("plan", corpus, "--out", tmp_path / "x", *SMALL, *many)
+    assert "its disk has" in succeed(*endless, "--json").json["obstacle"]
+    assert "known after the draw" in succeed(*endless).stdout
 
 
 def test_a_plan_of_endless_batches_is_made_at_once(tmp_path: Path) -> None:
