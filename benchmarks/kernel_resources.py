@@ -49,6 +49,7 @@ class Case:
     norm: str
     d: int
     heads: int
+    kv_heads: int
     head_dim: int
     tile: Tile
     precision: str
@@ -68,13 +69,16 @@ class Resources:
     mma: int
     cp_async: int
     wide_stores: int  # of 16 bytes
-    wide_products: int  # offsets multiplied in 64 bits
+    float_adds: int  # of float32, partial sums among them
+    narrow_products: int  # tensors of offsets that are multiplied in 32 bits
 
 
 def cases() -> list[Case]:
     """Every dtype and norm with its tile on every target, then the odd cases."""
-    even = {"d": 768, "heads": 12, "head_dim": 64}
-    odd = {"d": 100, "heads": 5, "head_dim": 7}
+    even = {"d": 768, "heads": 12, "kv_heads": 12, "head_dim": 64}
+    grouped = {**even, "kv_heads": 4}
+    small = {"d": 64, "heads": 4, "kv_heads": 4, "head_dim": 16}
+    odd = {"d": 100, "heads": 5, "kv_heads": 5, "head_dim": 7}
 
     def case(
         target: int, dtype: str, norm: str, widths: dict[str, int], *, kernel: str = "project",
@@ -89,13 +93,15 @@ def cases() -> list[Case]:
     found = []
     for target in TARGETS:
         for dtype in DTYPES:
-            found += [case(target, dtype, norm, even) for norm in NORMS]
+            for norm in NORMS:
+                found += [case(target, dtype, norm, widths) for widths in (even, grouped)]
+            found += [case(target, dtype, norm, small) for norm in ("none", "layernorm")]
             found.append(case(target, dtype, "layernorm", odd))
             found.append(case(target, dtype, "none", even, kernel="embed"))
+        found += [case(target, "fp32", norm, even, precision="tf32") for norm in NORMS]
         found.append(case(target, "fp32", "none", odd, ones=True))
         found.append(case(target, "fp32", "none", odd, kernel="embed", ones=True))
         found.append(case(target, "bf16", "layernorm", even, shared=SMALL_SHARED_MEMORY))
-        found.append(case(target, "fp32", "none", even, precision="tf32"))
     return found
 
 
@@ -145,14 +151,15 @@ def compile_case(case: Case) -> Resources:
         mma=ptx.count("mma.sync"),
         cp_async=ptx.count("cp.async.c"),
         wide_stores=len(re.findall(r"st\.global\.v(?:4\.b32|2\.b64)", ptx)),
-        wide_products=len(re.findall(r"mul\.wide|mul\.lo\.s64|mad\.wide|mad\.lo\.s64", ptx)),
+        float_adds=len(re.findall(r"add(?:\.rn)?\.f32", ptx)),
+        narrow_products=len(re.findall(r"arith\.muli .*tensor<[0-9x]+xi32>", compiled.asm["ttir"])),
     )
 
 
 def _project(case: Case) -> tuple[Any, dict[str, Any]]:
-    width = case.heads * case.head_dim
     return project_kernel, {
-        "D": case.d, "Q_WIDTH": width, "KV_WIDTH": width, "HEAD_DIM": case.head_dim,
+        "D": case.d, "Q_WIDTH": case.heads * case.head_dim,
+        "KV_WIDTH": case.kv_heads * case.head_dim, "HEAD_DIM": case.head_dim,
         "NORM": NORMS[case.norm], "HAS_POSITION": True, "HAS_NORM_WEIGHT": case.norm != "none",
         "HAS_NORM_BIAS": case.norm == "layernorm", "HAS_BIAS": True, "PRECISION": case.precision,
         "BLOCK_M": case.tile.block_m, "BLOCK_N": case.tile.block_n, "BLOCK_K": case.tile.block_k,
@@ -188,9 +195,9 @@ def main() -> None:
             continue
         tile = f"{case.tile.block_m}x{case.tile.block_n}x{case.tile.block_k}"
         values = " ".join(f"{name} {value}" for name, value in asdict(resources).items())
-        kind = f"{case.dtype} {case.precision} {case.norm} d{case.d}"
+        kind = f"{case.dtype} {case.precision} {case.norm} d{case.d} Hk{case.kv_heads}"
         name = f"sm_{case.target} {case.kernel} {kind} {tile}{' T1' if case.ones else ''}"
-        print(f"{name:54} {values}", flush=True)
+        print(f"{name:58} {values}", flush=True)
 
 
 if __name__ == "__main__":

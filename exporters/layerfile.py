@@ -8,12 +8,11 @@ The scalars are one JSON object under the metadata key "qkvmill", every key opti
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exporters.errors import ExportError, WeightsError
@@ -75,6 +74,8 @@ def load_layer(
                 "convert it with safetensors.torch.save_file and give that file"
             ) from error
         raise WeightsError(f"--weights {error}; give one .safetensors file") from error
+    except SafetensorError as error:
+        raise WeightsError(f"--weights {path} could not be opened: {error}") from error
     except OSError as error:
         raise WeightsError(f"--weights {path} could not be read: {error.strerror}") from error
     _check_finite(path, tensors)
@@ -92,6 +93,8 @@ def load_layer(
         )
     table = tensors.get("position.weight")
     kind: Positions = scalars.get("positions") or ("none" if table is None else "learned")
+    if kind == "none" and table is not None:
+        raise WeightsError(f"--weights {path} has position.weight, but its metadata says none")
     if positions is not None and positions != kind:
         kind, table = positions, None
     if kind == "none":
@@ -188,7 +191,10 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # A whole number of JSON may be larger than any float.
+    return abs(value) < 1e300
 
 
 def _agree(path: Path, option: str, stored: int | None, asked: int | None) -> int | None:

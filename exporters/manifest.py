@@ -40,10 +40,10 @@ class Manifest:
 
     job         every option that shapes bytes, with its default filled in
     software    versions of what computed
-    corpus      the files in order, their bytes and hashes; skipped files; replaced bytes
+    corpus      the files in order, their bytes and hashes; skipped files; replaced sequences
     tokenizer   name, hash of the vocabulary, its size
     tokens      count, documents, separators, largest id
-    windows     count, context length, stride, dropped tokens
+    windows     count, context length, dropped tokens
     layer       shapes and scalars of the first layer, or None where none was needed
     compute     device, method, kernel, why they were chosen, and what else decides the bits
     files       every safetensors file

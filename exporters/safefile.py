@@ -111,5 +111,7 @@ def _tensors(declared: dict[str, Any], data_bytes: int) -> dict[str, TensorEntry
 
 
 def _counts(value: object) -> bool:
-    """Whether value is a list of whole numbers, none negative."""
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    """Whether value is a list of whole numbers of 63 bits, none negative."""
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 2**63 for item in value
+    )

@@ -26,7 +26,7 @@ from jobs.plan import plan as plan_job
 from jobs.progress import Reporter
 from jobs.run import run as run_job
 from jobs.tokenizer import ENCODINGS, load_tokenizer
-from kernels.errors import QkvmillError
+from kernels.errors import QkvmillError, is_out_of_memory
 from kernels.layer import DTYPES
 
 INTERRUPTED = 130
@@ -165,11 +165,6 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
     return option("--quiet", is_flag=True, help="Print nothing but errors and --json.")(command)
 
 
-def job_config(options: dict[str, Any]) -> JobConfig:
-    """A checked config from click's values."""
-    return JobConfig(**options)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="qkvmill", prog_name="qkvmill", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -181,7 +176,7 @@ def cli() -> None:
 @output_options
 def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
     """Tokenize CORPUS (.txt files and folders of them), compute, and export to --out."""
-    summary = run_job(job_config(options), Reporter(quiet=quiet or as_json))
+    summary = run_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
     _print(asdict(summary), "exported", quiet, as_json)
 
 
@@ -190,7 +185,7 @@ def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
 @output_options
 def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
     """Say what run would do with the same options, and write nothing."""
-    result = plan_job(job_config(options), Reporter(quiet=quiet or as_json))
+    result = plan_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
     _print(asdict(result), "plan", quiet, as_json)
 
 
@@ -337,8 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}")
         return 1
-    except MemoryError:
-        _fail("not enough memory; give a smaller --shard-size or --vocab-size corpus")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail("memory ran out; give a smaller --shard-size, --d-model or --vocab-size, or see plan")
         return 1
 
 

@@ -13,3 +13,7 @@ class CorpusError(QkvmillError):
 
 class TokenizerError(QkvmillError):
     """A vocabulary that is missing, damaged, or not the one that is needed."""
+
+
+class DisagreementError(QkvmillError):
+    """A way of computing is further from float64 than is allowed."""

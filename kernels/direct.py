@@ -24,7 +24,7 @@ def block_rows(layer: PackedLayer) -> int:
 
 
 def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
-    """Write x = s * E[t] + P[p] for ids [W, T] into out [W, T, d], which may be of any strides.
+    """Write x = s * E[t] + P[p] for ids [W, T] into out [W, T, d], contiguous.
 
     Ids must lie in [0, V): they are not checked here.
     """
@@ -59,7 +59,7 @@ def _blocks(ids: Tensor, rows: int) -> list[tuple[slice, slice]]:
     """Cut [W, T] into blocks of at most `rows` tokens: whole windows, or pieces of one."""
     window_count, context_length = ids.shape
     length = min(context_length, rows)
-    windows = max(1, rows // max(1, context_length))
+    windows = max(1, rows // context_length)
     return [
         (slice(w, min(w + windows, window_count)), slice(p, min(p + length, context_length)))
         for w in range(0, window_count, windows)

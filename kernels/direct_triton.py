@@ -4,7 +4,10 @@ A program owns BLOCK_M tokens and BLOCK_N of the F output columns. Where there i
 walks over d once for the statistics (mean and squared deviations, merged block by block after Chan,
 Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
 1979, which keeps rows with a large mean exact), then walks over d again for the product; the
-second walk finds its rows of E in the L2 cache. x exists in registers only.
+second walk finds its rows of E in the L2 cache. x never reaches global memory.
+
+float32 products are exact, and summed in partial sums of BLOCK_K: a GPU sums a dot of float32 one
+product after the other, and over all of d that chain would lose more than blocked sums do.
 """
 
 from dataclasses import dataclass
@@ -40,7 +43,7 @@ class Tile:
 
 HALF_TILE = Tile(128, 128, 64, 8, 3)
 SMALL_TILE = Tile(64, 128, 32, 4, 3)
-FLOAT_TILE = Tile(64, 128, 16, 8, 3)
+FLOAT_TILE = Tile(64, 128, 32, 8, 2)
 ODD_TILE = Tile(64, 64, 32, 8, 2)  # for unaligned rows, whose many addresses would spill otherwise
 HALF_TILE_SHARED_MEMORY = 160 << 10  # bytes a block may take: sm_80, sm_90 and sm_100 have them
 
@@ -89,7 +92,7 @@ def _store_heads(
 ):
     """Store those columns that lie in [START, STOP), each to its head."""
     if (first_column < STOP) & (first_column + BLOCK_N > START):
-        column = columns - START
+        column = (columns - START).to(tl.int64)
         row = window * stride_w + position * stride_t
         place = (column // HEAD_DIM) * stride_h + column % HEAD_DIM
         inside = (columns >= START) & (columns < STOP)
@@ -143,6 +146,7 @@ def project_kernel(
     F: tl.constexpr = Q_WIDTH + 2 * KV_WIDTH
     EVEN_D: tl.constexpr = D % BLOCK_K == 0
     EVEN_F: tl.constexpr = F % BLOCK_N == 0
+    PARTIAL_SUMS: tl.constexpr = (w.dtype.element_ty == tl.float32) and (PRECISION == "ieee")
 
     # Programs go down GROUP blocks of tokens before they move to the next columns of W.
     program = tl.program_id(0)
@@ -190,8 +194,8 @@ def project_kernel(
                 squares += delta * delta * (start * (count / seen))
             else:
                 squares += tl.sum(x * x, 1)
-        # sqrt and division are rounded to nearest; rsqrt on a GPU is an approximation.
-        rescale = 1.0 / tl.sqrt_rn(squares / D + eps)
+        # Rounded to nearest: rsqrt and plain division are approximations on a GPU.
+        rescale = tl.div_rn(1.0, tl.sqrt_rn(squares * (1.0 / D) + eps))
 
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     columns_w = w + columns.to(tl.int64) * D
@@ -214,7 +218,13 @@ def project_kernel(
             inside = (ks < D)[:, None] & (columns < F)[None, :]
             weights = tl.load(columns_w[None, :] + ks[:, None], mask=inside, other=0.0)
         z = x.to(w.dtype.element_ty)
-        accumulator = tl.dot(z, weights, accumulator, input_precision=PRECISION)
+        if PARTIAL_SUMS:
+            # A bound on imprecise sums keeps the compiler from fusing this addition into the dot.
+            accumulator += tl.dot(
+                z, weights, input_precision=PRECISION, max_num_imprecise_acc=BLOCK_K
+            )
+        else:
+            accumulator = tl.dot(z, weights, accumulator, input_precision=PRECISION)
 
     if HAS_BIAS:
         bias = tl.load(b + columns, mask=columns < F, other=0.0)
@@ -283,11 +293,14 @@ def project(
     last dimension must be contiguous. Ids must lie in [0, V): they are not checked here.
 
     Raises:
+        ValueError: if the outputs are of other strides, or windows longer than the positions.
         DeviceError: if bfloat16 is asked of Triton's interpreter, which computes it wrongly.
     """
+    if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
+        raise ValueError("the last dimension of q, k and v must be contiguous")
     if ids.numel() == 0:
         return
-    _refuse_interpreted_bfloat16(ids, layer.embedding.dtype)
+    _check_ids(layer, ids)
     ids = ids.contiguous()
     total_width, d = layer.weight.shape
     tile = tile_for(layer)
@@ -332,10 +345,16 @@ def project(
 
 
 def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
-    """Write x = s * E[t] + P[p] for ids [W, T] int32 into out [W, T, d], contiguous."""
+    """Write x = s * E[t] + P[p] for ids [W, T] int32 into out [W, T, d], contiguous.
+
+    Raises:
+        ValueError, DeviceError: as `project`.
+    """
+    if not out.is_contiguous():
+        raise ValueError("x must be contiguous")
     if ids.numel() == 0:
         return
-    _refuse_interpreted_bfloat16(ids, layer.embedding.dtype)
+    _check_ids(layer, ids)
     ids = ids.contiguous()
     d = layer.embedding.shape[1]
     blocks = triton.cdiv(ids.numel(), EMBED_BLOCK_M) * triton.cdiv(d, EMBED_BLOCK_K)
@@ -381,6 +400,9 @@ def _current(device: torch.device) -> torch.cuda.device:
     return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
-def _refuse_interpreted_bfloat16(ids: Tensor, dtype: torch.dtype) -> None:
-    if ids.device.type == "cpu" and dtype == torch.bfloat16:
+def _check_ids(layer: PackedLayer, ids: Tensor) -> None:
+    """Raise where a kernel would read beyond P, or the interpreter compute nonsense."""
+    if layer.position is not None and ids.shape[1] > len(layer.position):
+        raise ValueError(f"{ids.shape[1]} tokens a window, but {len(layer.position)} positions")
+    if ids.device.type == "cpu" and layer.embedding.dtype == torch.bfloat16:
         raise DeviceError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16")

@@ -7,7 +7,8 @@ QkvmillError
 ├── WeightsError      exporters   a weights file that cannot be used
 ├── ConfigError       jobs        options that contradict each other (exit status 2)
 ├── CorpusError       jobs        a corpus that cannot be read
-└── TokenizerError    jobs        a vocabulary that is missing, damaged or another
+├── TokenizerError    jobs        a vocabulary that is missing, damaged or another
+└── DisagreementError jobs        results of a bench that differ
 """
 
 
@@ -21,3 +22,12 @@ class LayerError(QkvmillError):
 
 class DeviceError(QkvmillError):
     """The device or the kernel that was asked for is not there."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's own, torch's on the CPU or on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

@@ -119,7 +119,7 @@ class FirstLayer:
         """The same layer with every parameter rounded to dtype.
 
         Raises:
-            LayerError: if a finite parameter becomes infinite in dtype.
+            LayerError: if a parameter is beyond float16's range.
         """
         converted = {name: tensor.to(dtype) for name, tensor in self.tensors().items()}
         for name, tensor in converted.items():

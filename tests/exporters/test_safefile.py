@@ -49,6 +49,7 @@ def test_a_header_of_our_own(tmp_path: Path) -> None:
         pytest.param({"a": entry(), "b": entry()}, b"1234", "overlap", id="overlap"),
         pytest.param({"a": entry(shape=[2])}, b"1234", "needs 8", id="wrong-size"),
         pytest.param({"a": entry(shape=[-1], offsets=[0, -4])}, b"", "whole", id="negative"),
+        pytest.param({"a": entry(shape=[0, 2**70], offsets=[0, 0])}, b"", "whole", id="huge"),
         pytest.param({"a": entry(shape=[True])}, b"1234", "whole", id="bool"),
         pytest.param({"a": entry(shape=["1"])}, b"1234", "whole", id="text-shape"),
         pytest.param({"a": entry(dtype="F99")}, b"1234", "F99", id="dtype"),

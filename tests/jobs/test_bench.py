@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from jobs import bench
-from jobs.bench import BenchConfig, DisagreementError, zipf_ids
+from jobs.bench import BenchConfig, zipf_ids
+from jobs.errors import DisagreementError
 from jobs.progress import Reporter
 from kernels import direct
 from kernels.layer import PackedLayer
@@ -50,10 +51,31 @@ def test_nothing_is_timed_where_the_results_differ(monkeypatch: pytest.MonkeyPat
         bench.bench(config, Reporter(quiet=True))
 
 
+def test_a_way_of_torchs_that_differs_stops_the_bench_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "addmm", lambda bias, x, w: torch.full((64, 96), 7.0))
+    config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
+    with pytest.raises(DisagreementError, match="addmm is"):
+        bench.bench(config, Reporter(quiet=True))
+
+
+def test_the_last_windows_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = direct.project
+
+    def short(
+        layer: PackedLayer, ids: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        project(layer, ids[:3], q[:3], k[:3], v[:3])
+
+    monkeypatch.setattr(direct, "project", short)
+    config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
+    with pytest.raises(DisagreementError, match="qkvmill gives NaN"):
+        bench.bench(config, Reporter(quiet=True))
+
+
 def test_what_was_never_written_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "project", lambda *_: None)
     config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
-    with pytest.raises(DisagreementError, match="qkvmill is nan"):
+    with pytest.raises(DisagreementError, match="qkvmill gives NaN"):
         bench.bench(config, Reporter(quiet=True))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -345,6 +346,18 @@ def test_a_write_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = qkvmill("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL)
     assert result.status == 1
     assert_one_line(result.stderr, "tokens-00001.safetensors could not be written: No space left")
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs", "run", str(NOTEBOOK), "--out", str(tmp_path / "out")]
+    command += ["--context-length", "16", "--vocab-size", "5000000", "--d-model", "768"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "memory ran out")
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_an_interrupt_says_what_to_do_and_leaves_no_manifest(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def compiled() -> list[Case]:
 
 
 def name(case: Case) -> str:
-    kind = f"{case['kernel']} {case['dtype']} {case['norm']} d{case['d']}"
+    kind = f"{case['kernel']} {case['dtype']} {case['norm']} d{case['d']} Hk{case['kv_heads']}"
     return f"sm_{case['target']} {kind} {case['tile']}"
 
 
@@ -50,9 +50,21 @@ def test_nothing_spills_and_the_stack_is_empty(compiled: list[Case]) -> None:
     assert [name(case) for case in compiled if case["spills"] or case["stack"]] == []
 
 
-def test_loads_are_asynchronous_and_offsets_have_64_bits(compiled: list[Case]) -> None:
-    assert [name(c) for c in compiled if not c["wide_products"]] == []
-    assert [name(c) for c in projecting(compiled) if not c["cp_async"]] == []
+def test_no_offset_is_multiplied_in_32_bits(compiled: list[Case]) -> None:
+    assert [name(c) for c in compiled if c["narrow_products"]] == []
+
+
+def test_loads_are_asynchronous_where_there_is_more_than_one_step(compiled: list[Case]) -> None:
+    steps = [c for c in projecting(compiled) if c["d"] > c["tile"]["block_k"]]
+    assert [name(c) for c in steps if not c["cp_async"]] == []
+
+
+def test_float32_is_summed_in_parts(compiled: list[Case]) -> None:
+    for case in projecting(compiled):
+        if case["dtype"] == "fp32" and case["precision"] == "ieee":
+            tile = case["tile"]
+            sums = tile["block_m"] * tile["block_n"] // (32 * tile["num_warps"])
+            assert case["float_adds"] >= sums, name(case)
 
 
 def test_aligned_widths_store_16_bytes_at_once(compiled: list[Case]) -> None:

@@ -92,6 +92,40 @@ def test_whole_numbers_are_exact(
         assert torch.equal(expected, found.double())
 
 
+@pytest.mark.parametrize("windows", [20, 43])
+def test_every_block_of_many_is_written(windows: int) -> None:
+    # 20 and 43 blocks of tokens, so several groups and a last one in part, and two of columns.
+    layer = random_layer(d=17, heads=3, kv_heads=3, head_dim=9, context_length=63)
+    ids = random_ids(windows, 63)
+    assert_within_rule(project(layer, ids), layer, ids)
+
+
+def test_heads_may_lie_further_apart_than_32_bits_reach() -> None:
+    layer = random_layer(d=16, heads=4, kv_heads=1, context_length=2).to(torch.float16)
+    ids = random_ids(1, 2)
+    expected, k, v = project(layer, ids)
+    apart = 2**30
+    # Only the pages that are written take memory.
+    sparse = torch.empty(3 * apart + 32, device=DEVICE, dtype=torch.float16)
+    far = sparse.as_strided((1, 4, 2, 16), (16, apart, 16, 1))
+    direct_triton.project(on_gpu(layer), ids.to(DEVICE), far, k.to(DEVICE), v.to(DEVICE))
+    assert torch.equal(expected, far.cpu())
+
+
+def test_outputs_that_the_kernels_cannot_write_are_refused() -> None:
+    layer = random_layer()
+    ids = random_ids(2, 16)
+    q, k, v = nan_outputs(layer, 2, 16)
+    packed = on_gpu(layer)
+    backwards = torch.empty(2, 4, 16, 16).transpose(2, 3)
+    with pytest.raises(ValueError, match="last dimension"):
+        direct_triton.project(packed, ids, q, backwards, v)
+    with pytest.raises(ValueError, match="contiguous"):
+        direct_triton.embed(packed, ids, torch.empty(2, 64, 16).transpose(1, 2))
+    with pytest.raises(ValueError, match="16 positions"):
+        direct_triton.project(packed, random_ids(2, 17), q, k, v)
+
+
 @pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
 def test_absent_parameters_are_absent_from_the_function(norm: Norm) -> None:
     layer = random_layer(norm=norm, positions=False, biases=False)
