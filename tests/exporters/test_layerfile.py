@@ -137,8 +137,8 @@ def test_positions_can_be_asked_for_or_left_out(tmp_path: Path) -> None:
         pytest.param(lambda t: plain(t, {"eps": 10**400}), {}, "eps = 1000", id="metadata-huge"),
         pytest.param(lambda t: plain(t, '{"eps": NaN}'), {}, "eps = nan", id="metadata-nan"),
         pytest.param(
-            lambda t: plain(t, {"heads": 4, "positions": "none"}, position__weight=torch.ones(9, 8)),
-            {}, "its metadata says none", id="positions-none",
+            lambda t: plain(t, {"positions": "none"}, position__weight=torch.ones(9, 8)),
+            {"heads": 4, "kv_heads": 2}, "its metadata says none", id="positions-none",
         ),
         pytest.param(lambda t: plain(t, {"norm": "batch"}), {}, "norm = 'batch'", id="norm"),
         pytest.param(lambda t: plain(t, {"colour": 1}), {}, "colour = 1", id="unknown-key"),
