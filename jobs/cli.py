@@ -1,10 +1,12 @@
 """The command line: options -> one frozen config -> one call -> a summary. Nothing else."""
 
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,23 @@ class Size(click.ParamType[int]):
         return size
 
 
+class SafePath(click.Path):
+    """A path that is not empty, which would mean the current folder, and is UTF-8.
+
+    safetensors opens no other paths; only a corpus, which it does not open, may have one.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        if param is not None and param.name != "corpus":
+            try:
+                os.fsencode(value).decode()
+            except UnicodeDecodeError:
+                self.fail(f"the path {os.fsencode(value)!r} is not UTF-8", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     """Take defaults from a TOML file whose keys are the long options' names."""
     if path is None:
@@ -98,7 +117,7 @@ def _toml_types(parameter: click.Parameter) -> tuple[type, ...]:
 
 def job_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that `run` and `plan` share, in the order in which help shows them."""
-    path = click.Path(path_type=Path)
+    path = SafePath(path_type=Path)
     options = [
         argument("corpus", nargs=-1, required=True, type=path),
         option("--out", required=True, type=path, help="Folder of the export."),
@@ -190,7 +209,7 @@ def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
 
 
 @cli.command("inspect", short_help="Show what an export or a window holds.")
-@argument("export", type=click.Path(path_type=Path))
+@argument("export", type=SafePath(path_type=Path))
 @option("--window", type=int, help="Show this window, counted from 0.")
 @option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
@@ -217,7 +236,7 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
 
 
 @cli.command("verify", short_help="Check an export's bytes and shapes.")
-@argument("export", type=click.Path(path_type=Path))
+@argument("export", type=SafePath(path_type=Path))
 @output_options
 def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
     """Check every byte of EXPORT against its hash and every shape against the manifest."""
@@ -309,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 could not, 2 wrong usage, 130 interrupted.
     """
+    _mend_streams()
     try:
         # Without standalone mode click raises its errors instead of printing them over lines.
         status = cli.main(arguments, prog_name="qkvmill", standalone_mode=False)
@@ -339,6 +359,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _mend_streams() -> None:
+    """Take closed streams as /dev/null, and show what a stream cannot encode as escapes."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(message: str) -> None:
     click.echo(f"Error: {' '.join(message.split())}", err=True)
 
@@ -351,7 +382,9 @@ def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> No
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=list))
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    text = json.dumps(value, indent=1, ensure_ascii=not unicode, default=list)
+    click.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _stdout() -> Console:

@@ -142,4 +142,6 @@ def _text_file(path: Path, name: str) -> TextFile:
         raise CorpusError(f"{path} is not a .txt file, the only kind that is read")
     if status.st_size == 0:
         raise CorpusError(f"{path} is empty; remove it or leave it out")
-    return TextFile(path, name, status.st_size)
+    # A name on disk need not be text; what is not UTF-8 in it is shown as \\xNN.
+    readable = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return TextFile(path, readable, status.st_size)

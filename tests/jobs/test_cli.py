@@ -1,5 +1,6 @@
 """What a user can do wrong: exact status, one line that names the culprit, nothing finished."""
 
+import json
 import os
 import re
 import resource
@@ -73,6 +74,7 @@ BAD: list[tuple[str, Arguments, int, str]] = [
     ("bad-utf8", lambda t: [file_with(t, b"caf\xe9 x")], 1, "bad.txt is not UTF-8: byte 3 is 0xe9"),
     ("not-txt", lambda t: [file_with(t, b"{}", "a.jsonl")], 1, "a.jsonl is not a .txt file"),
     ("too-short", lambda t: [file_with(t, b"few words")], 1, "need 17"),
+    ("empty-path", lambda t: [""], 2, "the path is empty"),
     ("no-corpus", lambda t: [], 2, "CORPUS"),
     ("tokenizer", lambda t: [corpus(t), "--tokenizer", "cl100k"], 2, "mean cl100k_base?"),
     ("heads", lambda t: [corpus(t), "--d-model", 30, "--heads", 4], 2, "--d-model 30"),
@@ -449,6 +451,49 @@ def test_the_runner_of_click_works_too(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     given = ["run", str(NOTEBOOK), "--out", out, *[str(option) for option in SMALL]]
     assert CliRunner().invoke(cli, given).exit_code == 0
+
+
+def shell(line: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PY": sys.executable, **variables}
+    return subprocess.run(
+        ["sh", "-c", line], cwd=cwd, env=environment, capture_output=True, check=False
+    )
+
+
+RUN = '"$PY" -m jobs run a.txt --out out --context-length 16 --d-model 32 --heads 4'
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "| head -c 1"])
+def test_closed_streams_stop_no_job(tmp_path: Path, closing: str) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    done = shell(f"{RUN} {closing}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    succeed("verify", tmp_path / "out")
+
+
+def test_a_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(NOTEBOOK.read_bytes())
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = shell(f'{RUN} --quiet && "$PY" -m jobs inspect out --window 0', tmp_path, **ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u5c0f" in done.stdout
+    done = shell('"$PY" -m jobs inspect out --window 0 --json', tmp_path, **ascii_only)
+    assert json.loads(done.stdout)["input_text"].startswith("小沈阳")
+
+
+def test_names_that_are_not_utf8_are_shown_as_escapes(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/c\xff"
+    os.mkdir(folder)
+    for name in (b"/a\xfe.txt", b"/new\nline.txt"):
+        Path(os.fsdecode(folder + name)).write_text(TEXT)
+    given = ("run", os.fsdecode(folder), "--context-length", 16, "--export", "tokens", "--out")
+    succeed(*given, tmp_path / "out")
+    files = succeed("inspect", tmp_path / "out", "--json").json["corpus"]["files"]
+    assert [file["name"] for file in files] == ["a\\xfe.txt", "new\nline.txt"]
+    result = qkvmill(*given, os.fsdecode(b"out\xfd"))
+    assert result.status == 2
+    assert_one_line(result.stderr, "is not UTF-8")
 
 
 def test_foreign_packages_of_our_names_are_refused(tmp_path: Path) -> None:
