@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ MANIFEST = "manifest.json"
 HASHES = "SHA256SUMS"
 RUN = "run.json"
 MAX_MANIFEST_BYTES = 512 << 20
+
+GARBLED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What reading JSON of the wrong shape raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +112,17 @@ def read_manifest(root: Path) -> Manifest:
         )
     try:
         return _from_document(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except GARBLED as error:
         raise ExportError(f"{path} is damaged: {error!r}") from error
+
+
+@contextmanager
+def garbled_is_damaged(root: Path) -> Iterator[None]:
+    """Turn what a garbled manifest leads to, when its sections are used, into an ExportError."""
+    try:
+        yield
+    except GARBLED as error:
+        raise ExportError(f"{root / MANIFEST} is damaged: {error!r}") from error
 
 
 def _shapes_on_one_line(text: str) -> str:

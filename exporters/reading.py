@@ -8,7 +8,7 @@ from torch import Tensor
 
 from exporters.errors import ExportError
 from exporters.files import FileRecord
-from exporters.manifest import Manifest, read_manifest
+from exporters.manifest import Manifest
 from exporters.tokens import TokenPart, TokenStream
 
 
@@ -21,13 +21,12 @@ class Window:
     tensors: dict[str, Tensor]
 
 
-def read_window(root: Path, index: int) -> tuple[Manifest, Window]:
+def read_window(root: Path, manifest: Manifest, index: int) -> Window:
     """Window `index` of the export at root, counted from 0, from its shard.
 
     Raises:
         ExportError: if there is no such window, or its shard cannot be read.
     """
-    manifest = read_manifest(root)
     count = manifest.windows["count"]
     if not 0 <= index < count:
         raise ExportError(f"{root} has windows 0 to {count - 1}; --window {index} is none of them")
@@ -41,7 +40,7 @@ def read_window(root: Path, index: int) -> tuple[Manifest, Window]:
                 raise ExportError(
                     f"{root / entry.name} could not be read: {error}; run qkvmill verify {root}"
                 ) from error
-            return manifest, Window(index, int(tensors["window_start"]), tensors)
+            return Window(index, int(tensors["window_start"]), tensors)
     raise ExportError(f"{root}: no shard holds window {index}; run qkvmill verify {root}")
 
 

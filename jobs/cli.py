@@ -16,7 +16,7 @@ from rich.console import Console
 
 from exporters.errors import ExportError
 from exporters.folder import readable
-from exporters.manifest import read_manifest
+from exporters.manifest import garbled_is_damaged, read_manifest
 from exporters.reading import read_window
 from exporters.verify import bytes_to_check
 from exporters.verify import verify as verify_export
@@ -215,24 +215,25 @@ def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
 def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
     """Show what EXPORT holds, or one of its windows: its text, ids and features."""
     console = _stdout()
-    if window is None:
-        manifest = read_manifest(export)
+    manifest = read_manifest(export)
+    with garbled_is_damaged(export):
+        if window is None:
+            if as_json:
+                _print_json(asdict(manifest))
+            else:
+                show.show_export(console, export, manifest)
+            return
+        found = read_window(export, manifest, window)
+        tokenizer = load_tokenizer(manifest.tokenizer["name"])
+        if tokenizer.vocabulary_sha256 != manifest.tokenizer["vocabulary_sha256"]:
+            raise TokenizerError(
+                f"{export} was made with another vocabulary under the name {tokenizer.name}"
+            )
+        record = show.window_record(export, manifest, found, tokenizer)
         if as_json:
-            _print_json(asdict(manifest))
+            _print_json(record)
         else:
-            show.show_export(console, export, manifest)
-        return
-    manifest, found = read_window(export, window)
-    tokenizer = load_tokenizer(manifest.tokenizer["name"])
-    if tokenizer.vocabulary_sha256 != manifest.tokenizer["vocabulary_sha256"]:
-        raise TokenizerError(
-            f"{export} was made with another vocabulary under the name {tokenizer.name}"
-        )
-    record = show.window_record(export, manifest, found, tokenizer)
-    if as_json:
-        _print_json(record)
-    else:
-        show.show_window(console, record, found)
+            show.show_window(console, record, found)
 
 
 @cli.command("verify", short_help="Check an export's bytes and shapes.")
@@ -241,7 +242,10 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
 def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
     """Check every byte of EXPORT against its hash and every shape against the manifest."""
     reporter = Reporter(quiet=quiet or as_json)
-    with reporter.stage("verify", bytes_to_check(export), "bytes") as advance:
+    with (
+        garbled_is_damaged(export),
+        reporter.stage("verify", bytes_to_check(export), "bytes") as advance,
+    ):
         findings = verify_export(export, advance)
     if as_json:
         _print_json(asdict(findings))

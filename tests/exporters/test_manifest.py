@@ -1,7 +1,9 @@
 import hashlib
 import json
+import random
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from exporters.errors import ExportError
 from exporters.manifest import read_manifest
+from tests.helpers import qkvmill
 
 
 def test_plain_sha256sum_checks_an_export(export: Path) -> None:
@@ -95,3 +98,33 @@ def test_an_unfinished_export_is_said_to_be_one(export: Path) -> None:
     (export / "manifest.json").unlink()
     with pytest.raises(ExportError, match="no finished export"):
         read_manifest(export)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value inside a JSON document."""
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from places(inner, (*path, key))
+
+
+def test_a_garbled_manifest_is_one_line_whatever_is_garbled(export: Path) -> None:
+    path = export / "manifest.json"
+    original = path.read_text("utf-8")
+    every = list(places(json.loads(original)))
+    chance = random.Random(0)
+    for _ in range(150):
+        document = json.loads(original)
+        *parents, last = chance.choice(every)
+        target = document
+        for key in parents:
+            target = target[key]
+        target[last] = chance.choice([None, -1, 2**70, 1e308, "x", [], {}, [[]], True])
+        path.write_text(json.dumps(document))
+        for command in (["inspect"], ["verify"], ["inspect", "--window", "0"]):
+            result = qkvmill(command[0], export, *command[1:])
+            assert result.status in (0, 1, 2)
+            assert command[0] != "verify" or result.status == 1
+            assert result.status == 0 or "Error: " in result.stderr.splitlines()[-1]
