@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from exporters.errors import ExportError
 from exporters.manifest import FORMAT, HASHES, MANIFEST, RUN
 from kernels.errors import QkvmillError
 
 WORK = ".work"
 WEIGHTS = "weights.safetensors"
-OWN_FOLDERS = ("tokens", "shards", WORK)
+OWN_FOLDERS = ("tokens", "shards")
 OWN_FILES = (HASHES, RUN, WEIGHTS, f"{MANIFEST}.part", f"{HASHES}.part", f"{RUN}.part")
 
 
@@ -47,40 +49,52 @@ def check_claim(root: Path, *, overwrite: bool) -> str | None:
     raise ExportError(f"--out {root} holds something else ({held}); give another folder")
 
 
-def claim(root: Path, *, overwrite: bool) -> None:
+def claim(root: Path, *, overwrite: bool) -> FileLock:
     """Make root ours and empty of earlier work of ours; check_claim says whether that is allowed.
 
+    Returns the lock that keeps other jobs out until `release`, or until this process ends.
+
     Raises:
-        ExportError: if root cannot be claimed or written to.
+        ExportError: if root cannot be claimed or written to, or another job holds it.
     """
-    found = check_claim(root, overwrite=overwrite)
+    check_claim(root, overwrite=overwrite)
     try:
-        if found:
-            _clear(root)
         (root / WORK).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / WORK / "lock")
+        lock.acquire(timeout=0)
+        # Another job may have finished since the check.
+        check_claim(root, overwrite=overwrite)
+        _clear(root)
+    except Timeout as error:
+        raise ExportError(
+            f"--out {root} is being written by another job; wait for it or give another folder"
+        ) from error
     except OSError as error:
         raise ExportError(
             f"--out {error.filename or root} could not be written: {error.strerror}"
         ) from error
+    return lock
 
 
 @contextmanager
-def claimed(root: Path, *, overwrite: bool) -> Iterator[None]:
+def claimed(root: Path, *, overwrite: bool) -> Iterator[FileLock]:
     """Claim root; if the block fails for a reason of the user's, leave nothing of ours there."""
     existed = root.exists()
-    claim(root, overwrite=overwrite)
+    lock = claim(root, overwrite=overwrite)
     try:
-        yield
+        yield lock
     except QkvmillError:
         _clear(root)
+        release(root, lock)
         if not existed:
             root.rmdir()
         raise
 
 
-def release(root: Path) -> None:
-    """Remove what only an unfinished export needs."""
+def release(root: Path, lock: FileLock) -> None:
+    """Remove what only an unfinished export needs, and let others claim root."""
     shutil.rmtree(root / WORK)
+    lock.release()
 
 
 def check_space(root: Path, needed: int) -> None:
@@ -109,8 +123,7 @@ def readable(count: int) -> str:
 
 
 def _clear(root: Path) -> None:
-    # The claim stands before the manifest goes, so that a stop in between leaves it ours.
-    (root / WORK).mkdir(exist_ok=True)
+    """Remove what earlier work of ours left at root, which is claimed: WORK stays."""
     (root / MANIFEST).unlink(missing_ok=True)
     for name in OWN_FILES:
         (root / name).unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         reporter.note(f"{config.out} holds {found}: starting over")
     check_space(config.out, bytes_known_before(config, loaded, tokenizer) + HEADROOM)
 
-    with claimed(config.out, overwrite=config.overwrite):
+    with claimed(config.out, overwrite=config.overwrite) as lock:
         writer = TokenWriter(config.out)
         totals = tokenise(config, corpus, tokenizer, writer, reporter)
         parts = writer.close()
@@ -109,7 +109,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     manifest = _manifest(config, corpus, tokenizer, totals, windows, layer, compute, entries)
     _write_run(config.out, started, reporter)
     commit(config.out, manifest)
-    release(config.out)
+    release(config.out, lock)
     return _summary(config, manifest, backend, reporter)
 
 

@@ -10,10 +10,19 @@ from exporters.folder import check_claim, check_space, claim, readable, release
 
 def test_a_new_folder_is_claimed_and_released(tmp_path: Path) -> None:
     root = tmp_path / "deep/out"
-    claim(root, overwrite=False)
+    lock = claim(root, overwrite=False)
     assert os.listdir(root) == [".work"]
-    release(root)
+    release(root, lock)
     assert os.listdir(root) == []
+
+
+def test_a_folder_that_another_job_writes_is_refused_until_it_ends(tmp_path: Path) -> None:
+    lock = claim(tmp_path, overwrite=False)
+    for overwrite in (True, False):
+        with pytest.raises(ExportError, match="is being written by another job"):
+            claim(tmp_path, overwrite=overwrite)
+    release(tmp_path, lock)
+    claim(tmp_path, overwrite=False)
 
 
 def test_an_unfinished_export_is_cleared(tmp_path: Path) -> None:

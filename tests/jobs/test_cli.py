@@ -350,6 +350,23 @@ def test_a_write_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_one_line(result.stderr, "tokens-00001.safetensors could not be written: No space left")
 
 
+def test_of_two_jobs_on_one_out_one_is_refused(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", a=TEXT * 20_000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs", "run", str(folder), "--out", str(out)]
+    command += [str(option) for option in SMALL]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as first:
+        deadline = time.monotonic() + 60
+        while not (out / ".work/lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second = qkvmill("run", corpus(tmp_path), "--out", out, *SMALL, "--overwrite")
+        assert second.status == 1
+        assert_one_line(second.stderr, f"--out {out} is being written by another job")
+        assert first.wait(timeout=120) == 0
+    succeed("verify", out)
+
+
 def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs", "run", str(NOTEBOOK), "--out", str(tmp_path / "out")]
     command += ["--context-length", "16", "--vocab-size", "5000000", "--d-model", "768"]
