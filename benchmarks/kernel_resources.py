@@ -151,7 +151,7 @@ def compile_case(case: Case) -> Resources:
         mma=ptx.count("mma.sync"),
         cp_async=ptx.count("cp.async.c"),
         wide_stores=len(re.findall(r"st\.global\.v(?:4\.b32|2\.b64)", ptx)),
-        float_adds=len(re.findall(r"add(?:\.rn)?\.f32", ptx)),
+        float_adds=sum(1 + (x2 == "x2") for x2 in re.findall(r"add(?:\.rn)?\.f32(x2)?", ptx)),
         narrow_products=len(re.findall(r"arith\.muli .*tensor<[0-9x]+xi32>", compiled.asm["ttir"])),
     )
 

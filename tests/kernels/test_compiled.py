@@ -64,7 +64,8 @@ def test_float32_is_summed_in_parts(compiled: list[Case]) -> None:
         if case["dtype"] == "fp32" and case["precision"] == "ieee":
             tile = case["tile"]
             sums = tile["block_m"] * tile["block_n"] // (32 * tile["num_warps"])
-            assert case["float_adds"] >= sums, name(case)
+            # One addition of a partial sum and one of the bias for each value of a thread.
+            assert case["float_adds"] >= 2 * sums, name(case)
 
 
 def test_aligned_widths_store_16_bytes_at_once(compiled: list[Case]) -> None:
