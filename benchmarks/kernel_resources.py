@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import combine_triton
 from kernels.direct_triton import (
     EMBED_BLOCK_K,
     EMBED_BLOCK_M,
@@ -36,14 +37,14 @@ from kernels.direct_triton import (
 TARGETS = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALL_SHARED_MEMORY = 99 << 10  # bytes that a block may take on sm_86, sm_89 and sm_120
-POINTERS = ("e", "p", "norm_weight", "norm_bias", "w", "b", "q", "k", "v", "out")
+Pointers = dict[str, str]  # argument -> dtype of what it points to
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One kernel to compile."""
 
-    kernel: str  # "project" or "embed"
+    kernel: str  # "project", "embed", "combine" or "lengths"
     target: int
     dtype: str
     norm: str
@@ -68,8 +69,12 @@ class Resources:
     tcgen05: int
     mma: int
     cp_async: int
-    wide_stores: int  # of 16 bytes
+    wide_loads: int  # of 16 bytes
+    narrow_loads: int  # of floats, less than 16 bytes at once
+    wide_stores: int
+    narrow_stores: int
     float_adds: int  # of float32, partial sums among them
+    fused: int  # multiply-adds of float32
     narrow_products: int  # tensors of offsets that are multiplied in 32 bits
 
 
@@ -79,6 +84,7 @@ def cases() -> list[Case]:
     grouped = {**even, "kv_heads": 4}
     small = {"d": 64, "heads": 4, "kv_heads": 4, "head_dim": 16}
     odd = {"d": 100, "heads": 5, "kv_heads": 5, "head_dim": 7}
+    wide = {"d": 4096, "heads": 32, "kv_heads": 32, "head_dim": 128}
 
     def case(
         target: int, dtype: str, norm: str, widths: dict[str, int], *, kernel: str = "project",
@@ -98,7 +104,11 @@ def cases() -> list[Case]:
             found += [case(target, dtype, norm, small) for norm in ("none", "layernorm")]
             found.append(case(target, dtype, "layernorm", odd))
             found.append(case(target, dtype, "none", even, kernel="embed"))
+            for widths in (even, grouped, small, wide, odd):
+                for norm in ("none", "layernorm"):
+                    found.append(case(target, dtype, norm, widths, kernel="combine"))
         found += [case(target, "fp32", norm, even, precision="tf32") for norm in NORMS]
+        found += [case(target, "fp32", "layernorm", w, kernel="lengths") for w in (even, wide, odd)]
         found.append(case(target, "fp32", "none", odd, ones=True))
         found.append(case(target, "fp32", "none", odd, kernel="embed", ones=True))
         found.append(case(target, "bf16", "layernorm", even, shared=SMALL_SHARED_MEMORY))
@@ -107,17 +117,16 @@ def cases() -> list[Case]:
 
 def compile_case(case: Case) -> Resources:
     """Compile one case to machine code and read what it takes."""
-    kernel, constants = {"project": _project, "embed": _embed}[case.kernel](case)
+    builders = {"project": _project, "embed": _embed, "combine": _combine, "lengths": _lengths}
+    kernel, constants, pointers = builders[case.kernel](case)
     if case.ones:
         constants["T"] = 1
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
             signature[name] = "constexpr"
-        elif name == "ids":
-            signature[name] = "*i32"
-        elif name in POINTERS:
-            signature[name] = f"*{case.dtype}"
+        elif name in pointers:
+            signature[name] = f"*{pointers[name]}"
         else:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
     # Torch's allocations are aligned; strides divide by 16 where the widths do.
@@ -133,14 +142,16 @@ def compile_case(case: Case) -> Resources:
         constexprs=constants,
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
+    combining = case.kernel in ("combine", "lengths")
     options = {
         "num_warps": case.tile.num_warps if case.kernel == "project" else 4,
         "num_stages": case.tile.num_stages,
-        "enable_fp_fusion": FP_FUSION,
+        "enable_fp_fusion": combine_triton.FP_FUSION if combining else FP_FUSION,
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", case.target, 32), options=options)
     ptx = compiled.asm["ptx"]
     usage = resource_usage(compiled.asm["cubin"])
+    wide = re.compile(r"\.v4\.b32|\.v2\.b64|\.v8\.b16")
     return Resources(
         registers=usage["REG"],
         stack=usage["STACK"],
@@ -150,13 +161,18 @@ def compile_case(case: Case) -> Resources:
         tcgen05=ptx.count("tcgen05.mma"),
         mma=ptx.count("mma.sync"),
         cp_async=ptx.count("cp.async.c"),
-        wide_stores=len(re.findall(r"st\.global\.v(?:4\.b32|2\.b64)", ptx)),
+        wide_loads=len(wide.findall("\n".join(re.findall(r"ld\.global.*", ptx)))),
+        narrow_loads=len(re.findall(r"ld\.global\.L1::evict_last(?:\.v2)?\.b32", ptx)),
+        wide_stores=len(wide.findall("\n".join(re.findall(r"st\.global.*", ptx)))),
+        narrow_stores=len(re.findall(r"st\.global(?:\.cs)?\.b(?:16|32)", ptx)),
         float_adds=sum(1 + (x2 == "x2") for x2 in re.findall(r"add(?:\.rn)?\.f32(x2)?", ptx)),
+        fused=len(re.findall(r"fma\.rn\.f32", ptx)),
         narrow_products=len(re.findall(r"arith\.muli .*tensor<[0-9x]+xi32>", compiled.asm["ttir"])),
     )
 
 
-def _project(case: Case) -> tuple[Any, dict[str, Any]]:
+def _project(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
+    names = ("e", "p", "norm_weight", "norm_bias", "w", "b", "q", "k", "v")
     return project_kernel, {
         "D": case.d, "Q_WIDTH": case.heads * case.head_dim,
         "KV_WIDTH": case.kv_heads * case.head_dim, "HEAD_DIM": case.head_dim,
@@ -164,13 +180,30 @@ def _project(case: Case) -> tuple[Any, dict[str, Any]]:
         "HAS_NORM_BIAS": case.norm == "layernorm", "HAS_BIAS": True, "PRECISION": case.precision,
         "BLOCK_M": case.tile.block_m, "BLOCK_N": case.tile.block_n, "BLOCK_K": case.tile.block_k,
         "GROUP": GROUP,
-    }  # fmt: skip
+    }, {"ids": "i32"} | dict.fromkeys(names, case.dtype)  # fmt: skip
 
 
-def _embed(case: Case) -> tuple[Any, dict[str, Any]]:
+def _embed(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
     return embed_kernel, {
         "D": case.d, "HAS_POSITION": True, "BLOCK_M": EMBED_BLOCK_M, "BLOCK_K": EMBED_BLOCK_K
-    }  # fmt: skip
+    }, {"ids": "i32"} | dict.fromkeys(("e", "p", "out"), case.dtype)  # fmt: skip
+
+
+def _combine(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
+    tables = dict.fromkeys(("a", "b", "scale", "c"), "fp32")
+    return combine_triton.combine_kernel, {
+        "Q_WIDTH": case.heads * case.head_dim, "KV_WIDTH": case.kv_heads * case.head_dim,
+        "HEAD_DIM": case.head_dim, "HAS_POSITION": True, "HAS_NORM": case.norm != "none",
+        "BLOCK_M": combine_triton.tokens_per_program(case.head_dim),
+        "BLOCK_N": combine_triton.BLOCK_N,
+    }, {"rows": "i32"} | tables | dict.fromkeys("qkv", case.dtype)  # fmt: skip
+
+
+def _lengths(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
+    return combine_triton.lengths_kernel, {
+        "D": case.d, "BLOCK_M": combine_triton.NORM_BLOCK_M,
+        "BLOCK_K": combine_triton.NORM_BLOCK_K, "HAS_MEANS": case.norm == "layernorm",
+    }, {"rows": "i32"} | dict.fromkeys(("e", "p", "means", "out"), "fp32")  # fmt: skip
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:

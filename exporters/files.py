@@ -18,11 +18,10 @@ class FileRecord:
     bytes: int
     sha256: str
 
-    @classmethod
-    def of_text(cls, name: str, text: str) -> "FileRecord":
-        """The record of a file that holds text in UTF-8."""
-        data = text.encode()
-        return cls(name, len(data), hashlib.sha256(data).hexdigest())
+
+def record_of_bytes(name: str, data: bytes) -> FileRecord:
+    """The record of a file that holds data."""
+    return FileRecord(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 @contextmanager
@@ -50,7 +49,32 @@ def write_text(root: Path, name: str, text: str) -> FileRecord:
     """Write a small text file whole; returns its record."""
     with whole_file(root, name) as part:
         part.write_bytes(text.encode())
-    return FileRecord.of_text(name, text)
+    return record_of_bytes(name, text.encode())
+
+
+def move(root: Path, name: str, new_name: str) -> None:
+    """Rename a finished file inside root, durably.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    os.replace(root / name, root / new_name)
+    _sync((root / new_name).parent)
+    _sync((root / name).parent)
+
+
+def copy(source: Path, root: Path, name: str) -> FileRecord:
+    """Copy a file to root/name, whole; returns the record of what was read.
+
+    Raises:
+        OSError: if it cannot be read or written.
+    """
+    digest, size = hashlib.sha256(), 0
+    with whole_file(root, name) as part, source.open("rb") as read, part.open("wb") as written:
+        while block := read.read(HASH_BLOCK):
+            digest.update(block)
+            size += written.write(block)
+    return FileRecord(name, size, digest.hexdigest())
 
 
 def sha256_of(path: Path) -> str:

@@ -9,12 +9,15 @@ from filelock import FileLock, Timeout
 
 from exporters.errors import ExportError
 from exporters.manifest import FORMAT, HASHES, MANIFEST, RUN
+from exporters.tablefile import TABLES
+from exporters.windows import STARTS
 from kernels.errors import QkvmillError
 
 WORK = ".work"
 WEIGHTS = "weights.safetensors"
 OWN_FOLDERS = ("tokens", "shards")
-OWN_FILES = (HASHES, RUN, WEIGHTS, f"{MANIFEST}.part", f"{HASHES}.part", f"{RUN}.part")
+PARTS = tuple(f"{name}.part" for name in (MANIFEST, HASHES, RUN, WEIGHTS, STARTS))
+OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS, *PARTS)
 
 
 def check_claim(root: Path, *, overwrite: bool) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from exporters.errors import ExportError, WeightsError
 from exporters.files import FileRecord
 from exporters.safefile import Header, read_header
-from exporters.shards import write_tensors
+from exporters.shards import record_of, write_tensors
 from kernels.errors import LayerError
 from kernels.layer import TENSOR_NAMES, FirstLayer, Positions, position_table
 
@@ -31,6 +31,15 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 
 def save_layer(root: Path, name: str, layer: FirstLayer) -> FileRecord:
     """Write a layer to root/name in our own names."""
+    return write_tensors(root, name, layer.named_tensors(), _metadata(layer))
+
+
+def layer_record(name: str, layer: FirstLayer) -> FileRecord:
+    """The record of the file that save_layer would write."""
+    return record_of(name, layer.named_tensors(), _metadata(layer))
+
+
+def _metadata(layer: FirstLayer) -> tuple[str, str]:
     scalars = {
         "heads": layer.heads,
         "kv_heads": layer.kv_heads,
@@ -39,8 +48,7 @@ def save_layer(root: Path, name: str, layer: FirstLayer) -> FileRecord:
         "positions": layer.positions,
         "embedding_scale": layer.embedding_scale,
     }
-    metadata = (METADATA_KEY, json.dumps(scalars, sort_keys=True))
-    return write_tensors(root, name, layer.named_tensors(), metadata)
+    return METADATA_KEY, json.dumps(scalars, sort_keys=True)
 
 
 def load_layer(

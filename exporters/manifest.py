@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.files import FileRecord, write_text
+from exporters.files import record_of_bytes, write_text
 
 FORMAT = "qkvmill"
 FORMAT_VERSION = 1
@@ -27,11 +27,11 @@ class FileEntry:
     """A safetensors file of an export: its hash, its tensors, and the stretch that it covers.
 
     `first` and `count` are tokens of the stream for kind "tokens", windows for kind "windows", and
-    0 for kind "weights".
+    0 for the others.
     """
 
     name: str
-    kind: str  # "tokens", "windows" or "weights"
+    kind: str  # "tokens", "windows", "weights" or "tables"
     bytes: int
     sha256: str
     first: int
@@ -47,10 +47,11 @@ class Manifest:
     software    versions of what computed
     corpus      the files in order, their bytes and hashes; skipped files; replaced sequences
     tokenizer   name, hash of the vocabulary, its size
-    tokens      count, documents, separators, largest id
-    windows     count, context length, dropped tokens
-    layer       shapes and scalars of the first layer, or None where none was needed
-    compute     device, method, kernel, why they were chosen, and what else decides the bits
+    tokens      count, documents, separators, largest id, distinct ids
+    windows     count, context length, stride (None where they are random), dropped tokens
+    layer       shapes, scalars and hash of the first layer, or None where none was needed
+    compute     device, kernel, method, why they were chosen, and what else decides the bits
+    expand      lines of Python that expand a window of a compact export, or None
     files       every safetensors file
     """
 
@@ -62,7 +63,13 @@ class Manifest:
     windows: dict[str, Any]
     layer: dict[str, Any] | None
     compute: dict[str, Any] | None
+    expand: tuple[str, ...] | None
     files: tuple[FileEntry, ...]
+
+    @property
+    def compact(self) -> bool:
+        """Whether windows are to be computed from tables instead of read from shards."""
+        return bool(self.job["artifact"] == "compact")
 
     def of_kind(self, kind: str) -> list[FileEntry]:
         """The files of one kind, in order."""
@@ -74,7 +81,7 @@ def commit(root: Path, manifest: Manifest) -> None:
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     text = _shapes_on_one_line(json.dumps(document, indent=1, ensure_ascii=False)) + "\n"
     records = [(entry.name, entry.sha256) for entry in manifest.files]
-    records.append((MANIFEST, FileRecord.of_text(MANIFEST, text).sha256))
+    records.append((MANIFEST, record_of_bytes(MANIFEST, text.encode()).sha256))
     lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(records)]
     write_text(root, HASHES, "".join(lines))
     write_text(root, MANIFEST, text)
@@ -160,5 +167,6 @@ def _from_document(document: dict[str, Any]) -> Manifest:
         **{name: document[name] for name in sections},
         layer=document["layer"],
         compute=document["compute"],
+        expand=None if document["expand"] is None else tuple(document["expand"]),
         files=tuple(files),
     )

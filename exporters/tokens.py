@@ -33,6 +33,30 @@ class TokenPart:
     documents: int
 
 
+class IdSet:
+    """Which ids occur: a flag for each, so memory hangs on the vocabulary and not on the corpus."""
+
+    def __init__(self) -> None:
+        self.largest = -1
+        self._flags: NDArray[np.bool_] = np.zeros(1 << 18, np.bool_)
+
+    def add(self, ids: NDArray[Any]) -> None:
+        """Note ids [n], any integer type, none negative."""
+        if len(ids) == 0:
+            return
+        self.largest = max(self.largest, int(ids.max()))
+        if self.largest >= len(self._flags):
+            self._flags = np.pad(self._flags, (0, self.largest + 1 - len(self._flags)))
+        self._flags[ids] = True
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._flags))
+
+    def ids(self) -> Tensor:
+        """The ids that occur, int32, ascending."""
+        return torch.from_numpy(np.flatnonzero(self._flags).astype(np.int32))
+
+
 class TokenWriter:
     """Takes documents' ids in order and writes the stream in parts, holding one part at most."""
 
@@ -41,7 +65,7 @@ class TokenWriter:
         self.parts: list[TokenPart] = []
         self.tokens = 0
         self.documents = 0
-        self.largest_id = -1
+        self.seen = IdSet()
         self._ids: NDArray[np.int32] = np.empty(part_tokens, np.int32)
         self._filled = 0
         self._starts: list[int] = []
@@ -53,9 +77,7 @@ class TokenWriter:
 
     def append(self, ids: NDArray[Any]) -> None:
         """Add ids [n], any integer type, to the stream."""
-        if len(ids) == 0:
-            return
-        self.largest_id = max(self.largest_id, int(ids.max()))
+        self.seen.add(ids)
         while len(ids):
             taken = ids[: len(self._ids) - self._filled]
             self._ids[self._filled : self._filled + len(taken)] = taken

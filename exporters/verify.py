@@ -42,7 +42,10 @@ def verify(root: Path, advance: Callable[[int], None]) -> Findings:
     if len(listed) < len(manifest.files):
         problems.append(f"{MANIFEST}: a file stands in it twice")
     problems += _coverage("tokens", manifest.tokens["count"], manifest)
-    problems += _coverage("windows", manifest.windows["count"], manifest)
+    if not manifest.compact or manifest.windows["stride"] is None:
+        problems += _coverage("windows", manifest.windows["count"], manifest)
+    if manifest.compact and len(manifest.of_kind("tables")) != 1:
+        problems.append(f"{MANIFEST}: a compact export has one file of tables")
     for name in sorted({*hashes, *listed, MANIFEST} - {HASHES}):
         path = root / name
         if name not in hashes:

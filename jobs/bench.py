@@ -1,38 +1,46 @@
-"""Our way to Q, K, V against torch's, in one run: first that they agree, then how fast."""
+"""Our ways to Q, K, V against torch's, in one run: first that they agree, then how fast."""
 
-import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from jobs.config import check_device
+from exporters.tokens import TokenStream, TokenWriter
+from jobs.config import JobConfig, check_device
+from jobs.corpus import find_files
 from jobs.errors import ConfigError, DisagreementError
 from jobs.progress import Reporter
+from jobs.tokenise import tokenise
+from jobs.tokenizer import load_tokenizer
+from jobs.ways import Way, make_ways
 from kernels import reference
-from kernels.dispatch import Backend, choose
-from kernels.layer import DTYPES, FirstLayer, PackedLayer, pack, seeded_layer
+from kernels.dispatch import choose
+from kernels.layer import DTYPES, FirstLayer, pack, seeded_layer
+from kernels.method import Method
+from kernels.tables import Tables, build, table_bytes
 
 CHECKED_WINDOWS = 2
 LEAST_SECONDS = 0.1  # of one timing
-Way = Callable[[], Any]
+VOCABULARY_SIZE = 100277  # of cl100k_base, special tokens included
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What to compare; the layer is made from a seed, the ids follow Zipf's law."""
+    """What to compare; the layer is made from a seed, ids are of a corpus or follow Zipf's law."""
 
     d_model: int
     heads: int
+    corpus: tuple[Path, ...] = ()
     context_length: int = 1024
     tokens: int = 65536
-    vocabulary_size: int = 100277
+    vocabulary_size: int = VOCABULARY_SIZE
     dtype: str = "float32"
     device: str = "auto"
     tf32: bool = False
@@ -47,37 +55,65 @@ class BenchConfig:
                 f"--tokens {self.tokens} is less than --context-length {self.context_length}"
             )
 
-    @property
-    def windows(self) -> int:
-        return self.tokens // self.context_length
-
 
 @dataclass(frozen=True, kw_only=True)
 class WayResult:
-    """One way: what it is, its median time, and how it stands to the notebook's way."""
+    """One way: what it is, its median time, and how it stands to torch's ways.
+
+    Ratios are medians over rounds of the other's time / this time: more is faster.
+    """
 
     name: str
     what: str
     seconds: float
     tokens_per_second: float
-    ratio_to_notebook: float  # median over rounds of notebook time / this time; more is faster
+    ratio_to_notebook: float
+    ratio_to_addmm: float
     error: float | None  # largest absolute difference from float64
 
 
-def bench(config: BenchConfig, reporter: Reporter) -> tuple[dict[str, Any], list[WayResult]]:
+@dataclass(frozen=True, kw_only=True)
+class TableFigures:
+    """What tables cost and where they begin to pay, for the ids of a bench."""
+
+    rows: int  # distinct tokens and positions
+    bytes: int
+    build_seconds: float
+    break_even_tokens: int | None  # from which building pays; None where combining is not faster
+    moved_bytes: int  # the least: q, k and v written once, each row of the tables read once
+    bytes_per_second: float
+    copy_bytes_per_second: float  # of a plain copy, read and written
+    share_of_copy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """Everything that one bench found."""
+
+    config: BenchConfig
+    tokens: int  # in a round
+    distinct_tokens: int
+    direct: dict[str, Any]  # what computed, as a manifest has it
+    tables: dict[str, Any]
+    ways: tuple[WayResult, ...]
+    figures: TableFigures
+
+
+def bench(config: BenchConfig, reporter: Reporter) -> BenchResult:
     """Check that all ways agree with float64, then time them turn by turn.
 
     Each round times every way, so that a drifting machine slows all of them alike; a short way is
-    repeated until it has taken LEAST_SECONDS. Returns what was chosen to compute with, and a
-    result for each way.
+    repeated until it has taken LEAST_SECONDS.
 
     Raises:
         DisagreementError: if ours is further from float64 than twice same-dtype torch, another way
             than four times, or any gives NaN.
         DeviceError: if the device is not there.
+        CorpusError: if the corpus cannot be read or is shorter than a window.
     """
     backend = choose(config.device, DTYPES[config.dtype], tf32=config.tf32)
     reporter.note(backend.sentence())
+    ids = corpus_ids(config, reporter) if config.corpus else zipf_ids(config)
     layer = seeded_layer(
         vocabulary_size=config.vocabulary_size,
         d_model=config.d_model,
@@ -89,40 +125,34 @@ def bench(config: BenchConfig, reporter: Reporter) -> tuple[dict[str, Any], list
     ).to(DTYPES[config.dtype])
     placed = layer.on(backend.device)
     packed = pack(layer, backend.device)
-    ids = zipf_ids(config).to(backend.device)
+    distinct = torch.bincount(ids.flatten()).nonzero().flatten().to(torch.int32)
+    tables = build(layer, distinct, backend.device)
+    ids = ids.to(backend.device)
+    ways = make_ways(placed, packed, tables, backend, ids, reporter)
     with _torch_with_tf32(config.tf32):
-        ways = _ways(placed, packed, backend, ids, reporter)
         errors = check(placed, ways, ids)
         seconds = _measure(ways, config.rounds, backend.device, reporter)
-    results = []
-    for name, (what, _) in ways.items():
+    results = {}
+    for name, way in ways.items():
         median = statistics.median(seconds[name])
-        pairs = zip(seconds["notebook"], seconds[name], strict=True)
-        results.append(
-            WayResult(
-                name=name,
-                what=what,
-                seconds=median,
-                tokens_per_second=config.windows * config.context_length / median,
-                ratio_to_notebook=statistics.median(a / b for a, b in pairs),
-                error=errors.get(name),
-            )
+        results[name] = WayResult(
+            name=name,
+            what=way.what,
+            seconds=median,
+            tokens_per_second=ids.numel() / median,
+            ratio_to_notebook=_ratio(seconds["notebook"], seconds[name]),
+            ratio_to_addmm=_ratio(seconds["addmm"], seconds[name]),
+            error=errors.get(name),
         )
-    return backend.record(packed), results
-
-
-def _measure(
-    ways: dict[str, tuple[str, Way]], rounds: int, device: torch.device, reporter: Reporter
-) -> dict[str, list[float]]:
-    """The seconds of every way in every round."""
-    repeats = {n: 1 + int(LEAST_SECONDS / _time(way, 1, device)) for n, (_, way) in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with reporter.stage("bench", rounds, "rounds") as advance:
-        for _ in range(rounds):
-            for name, (_, way) in ways.items():
-                seconds[name].append(_time(way, repeats[name], device))
-            advance(1)
-    return seconds
+    return BenchResult(
+        config=config,
+        tokens=ids.numel(),
+        distinct_tokens=len(distinct),
+        direct=backend.record(Method("direct", "bench"), packed, None),
+        tables=backend.record(Method("tables", "bench"), None, tables),
+        ways=tuple(results.values()),
+        figures=_figures(layer, tables, ids.numel(), results),
+    )
 
 
 def zipf_ids(config: BenchConfig) -> Tensor:
@@ -130,13 +160,36 @@ def zipf_ids(config: BenchConfig) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weights = 1.0 / torch.arange(1, config.vocabulary_size + 1)
     shuffled = weights[torch.randperm(config.vocabulary_size, generator=generator)]
-    shape = (config.windows, config.context_length)
-    count = shape[0] * shape[1]
+    windows = config.tokens // config.context_length
+    count = windows * config.context_length
     drawn = torch.multinomial(shuffled, count, replacement=True, generator=generator)
-    return drawn.to(torch.int32).view(shape)
+    return drawn.to(torch.int32).view(windows, config.context_length)
 
 
-def check(layer: FirstLayer, ways: dict[str, tuple[str, Way]], ids: Tensor) -> dict[str, float]:
+def corpus_ids(config: BenchConfig, reporter: Reporter) -> Tensor:
+    """The first windows of a corpus in cl100k_base, ids [W, T] int32."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = JobConfig(corpus=config.corpus, out=Path(folder))
+        writer = TokenWriter(Path(folder))
+        tokenizer = load_tokenizer(job.tokenizer)
+        tokenise(job, find_files(config.corpus), tokenizer, writer, reporter)
+        stream = TokenStream(Path(folder), writer.close())
+        windows = min(config.tokens, stream.tokens) // config.context_length
+        if windows == 0:
+            raise ConfigError(
+                f"the corpus has {stream.tokens} tokens, fewer than --context-length "
+                f"{config.context_length}"
+            )
+        if windows * config.context_length < config.tokens:
+            reporter.note(
+                f"the corpus has {stream.tokens:,} tokens: a round takes "
+                f"{windows * config.context_length:,} instead of {config.tokens:,}"
+            )
+        ids = stream.read(0, windows * config.context_length)
+        return ids.clone().view(windows, config.context_length)
+
+
+def check(layer: FirstLayer, ways: dict[str, Way], ids: Tensor) -> dict[str, float]:
     """Each way's largest error against float64 on the first windows.
 
     `layer` and `ids` are on the device that computes, so that torch sets the measure there.
@@ -148,15 +201,15 @@ def check(layer: FirstLayer, ways: dict[str, tuple[str, Way]], ids: Tensor) -> d
     exact = [part.cpu() for part in reference.project(reference.in_float64(layer), sample)]
     torch_error = _error(reference.project(layer, sample), exact)
     errors = {}
-    for name, (_, way) in ways.items():
-        if name == "multiply":
+    for name, way in ways.items():
+        if way.kind == "part":
             continue
-        found = _by_head(way(), layer, ids.shape)
+        found = _by_head(way.go(), layer, ids.shape)
         if any(bool(torch.isnan(part).any()) for part in found):
             raise DisagreementError(f"{name} gives NaN, or leaves values unwritten")
         errors[name] = _error([part[:CHECKED_WINDOWS] for part in found], exact)
         # torch's own ways may round otherwise than the one that sets the measure.
-        times = 2 if name == "qkvmill" else 4
+        times = 2 if way.kind == "ours" else 4
         if errors[name] > times * torch_error:
             raise DisagreementError(
                 f"{name} is {errors[name]:.2g} from float64, more than {times} times torch's "
@@ -165,71 +218,49 @@ def check(layer: FirstLayer, ways: dict[str, tuple[str, Way]], ids: Tensor) -> d
     return errors
 
 
-def _ways(
-    layer: FirstLayer, packed: PackedLayer, backend: Backend, ids: Tensor, reporter: Reporter
-) -> dict[str, tuple[str, Way]]:
-    """Every way by name: what it is, and the function that does it once."""
-    device, dtype = backend.device, layer.dtype
-    windows, length = ids.shape
-    position = layer.position[:length] if layer.position is not None else None
-    shape = (windows, layer.heads, length, layer.head_dim)
-    q, k, v = (torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(3))
-    weight = torch.cat([layer.q_weight, layer.k_weight, layer.v_weight])
-    biases = [b for b in (layer.q_bias, layer.k_bias, layer.v_bias) if b is not None]
-    bias = torch.cat(biases)
-    transposed = weight.t()
-
-    def embedded() -> Tensor:
-        x = F.embedding(ids, layer.embedding)
-        return x if position is None else x + position
-
-    def notebook() -> tuple[Tensor, Tensor, Tensor]:
-        x = embedded()
-        return (
-            F.linear(x, layer.q_weight, layer.q_bias),
-            F.linear(x, layer.k_weight, layer.k_bias),
-            F.linear(x, layer.v_weight, layer.v_bias),
-        )
-
-    def addmm() -> Tensor:
-        return torch.addmm(bias, embedded().view(-1, layer.d_model), transposed)
-
-    def qkvmill() -> tuple[Tensor, Tensor, Tensor]:
-        backend.project(packed, ids, q, k, v)
-        return q, k, v
-
-    x = embedded().view(-1, layer.d_model)
-    ways: dict[str, tuple[str, Way]] = {
-        "notebook": ("embedding, add, three Linear", notebook),
-        "addmm": ("gather, add, one addmm, packed", addmm),
-    }
-    if compiled := _compiled(layer, ids, device, reporter):
-        ways["compile"] = compiled
-    ways["qkvmill"] = (f"{backend.method}, {backend.kernel}, into [W, H, T, Dh]", qkvmill)
-    product = torch.empty(len(x), len(weight), dtype=dtype, device=device)
-    ways["multiply"] = (
-        "the matrix product alone, into memory at hand",
-        lambda: torch.mm(x, transposed, out=product),
+def _figures(
+    layer: FirstLayer, tables: Tables, tokens: int, results: dict[str, WayResult]
+) -> TableFigures:
+    positions = 0 if tables.position_table is None else len(tables.position_table)
+    total_width = tables.token_table.shape[1]
+    size = table_bytes(
+        tokens=len(tables.token_ids), positions=positions, d_model=layer.d_model,
+        total_width=total_width, norm=layer.norm,
+    )  # fmt: skip
+    building = results["tables+build"].seconds - results["tables"].seconds
+    saved = (results["direct"].seconds - results["tables"].seconds) / tokens
+    written = tokens * total_width * layer.dtype.itemsize
+    moved = written + size
+    copy_rate = 2 * written / results["copy"].seconds
+    rate = moved / results["tables"].seconds
+    return TableFigures(
+        rows=len(tables.token_ids) + positions,
+        bytes=size,
+        build_seconds=building,
+        break_even_tokens=round(building / saved) if saved > 0 else None,
+        moved_bytes=moved,
+        bytes_per_second=rate,
+        copy_bytes_per_second=copy_rate,
+        share_of_copy=rate / copy_rate,
     )
-    return ways
 
 
-def _compiled(
-    layer: FirstLayer, ids: Tensor, device: torch.device, reporter: Reporter
-) -> tuple[str, Way] | None:
-    """torch.compile of the definition; None, said aloud, where nothing here can compile it."""
-    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        reporter.note("compile is left out: there is no C++ compiler")
-        return None
-    mode = "max-autotune" if device.type == "cuda" else None
-    way = torch.compile(lambda: reference.project(layer, ids), mode=mode)
-    try:
-        way()
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if "error:" in line]
-        reporter.note(f"compile is left out: {(lines or str(error).splitlines())[0].strip()}")
-        return None
-    return f"torch.compile, {mode or 'default'} mode", way
+def _measure(
+    ways: dict[str, Way], rounds: int, device: torch.device, reporter: Reporter
+) -> dict[str, list[float]]:
+    """The seconds of every way in every round."""
+    repeats = {n: 1 + int(LEAST_SECONDS / _time(way, 1, device)) for n, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with reporter.stage("bench", rounds, "rounds") as advance:
+        for _ in range(rounds):
+            for name, way in ways.items():
+                seconds[name].append(_time(way, repeats[name], device))
+            advance(1)
+    return seconds
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def _by_head(result: Any, layer: FirstLayer, shape: torch.Size) -> list[Tensor]:
@@ -267,7 +298,7 @@ def _time(way: Way, repeats: int, device: torch.device) -> float:
         torch.cuda.synchronize(device)
     began = time.perf_counter()
     for _ in range(repeats):
-        way()
+        way.go()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - began) / repeats

@@ -13,17 +13,20 @@ from typing import Any
 import click
 from click import Choice, argument, option
 from rich.console import Console
+from torch import Tensor
 
 from exporters.errors import ExportError
 from exporters.folder import readable
 from exporters.manifest import garbled_is_damaged, read_manifest
-from exporters.reading import read_window
+from exporters.reading import open_export
 from exporters.verify import bytes_to_check
 from exporters.verify import verify as verify_export
-from jobs import bench as benches
 from jobs import show
-from jobs.config import D_MODEL, EXPORTS, HEADS, JobConfig
+from jobs.bench import BenchConfig, BenchResult, bench
+from jobs.config import D_MODEL, EXPORTS, HEADS, JobConfig, check_device
+from jobs.endtoend import EndToEnd, end_to_end
 from jobs.errors import ConfigError, TokenizerError
+from jobs.expand import expand as expand_export
 from jobs.plan import plan as plan_job
 from jobs.progress import Reporter
 from jobs.run import run as run_job
@@ -159,8 +162,15 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
                      show_default=True,
                      help="What shards hold (repeatable): tokens (input, target and document ids), "
                      "features (x and y), qkv (q, k and v)."),
-        option("--method", type=Choice(["auto", "direct"]), default="auto",
-                     show_default=True, help="How q, k and v are computed; auto is direct."),
+        option("--artifact", type=Choice(["full", "compact"]), default="full", show_default=True,
+                     help="full: every window, in shards. compact: the token stream and the tables "
+                     "that q, k and v are made from; expand makes it full."),
+        option("--method", type=Choice(["auto", "direct", "tables"]), default="auto",
+                     show_default=True,
+                     help="How q, k and v are computed: token by token, or from tables of the "
+                     "projected vocabulary and positions. auto: tables where they pay."),
+        option("--save-weights/--no-save-weights", default=True, show_default=True,
+                     help="Store the layer beside the export; without, its hash and source."),
         option("--dtype", type=Choice(list(DTYPES)), default="float32", show_default=True,
                      help="Of the layer and of the features, q, k and v."),
         option("--layout", type=Choice(["bhtd", "bthd"]), default="bhtd", show_default=True,
@@ -168,7 +178,8 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="auto",
                      show_default=True, help="Where to compute."),
         option("--tf32", is_flag=True,
-                     help="On a GPU, float32 products on TF32 tensor cores: faster, less exact."),
+                     help="On a GPU and by --method direct, float32 products on TF32 tensor cores: "
+                     "faster, less exact."),
         option("--shard-size", type=Size(), default="512MB", show_default=True,
                      help="Most bytes of tensors in one shard."),
         option("--overwrite", is_flag=True, help="Replace a finished export at --out."),
@@ -223,17 +234,17 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
             else:
                 show.show_export(console, export, manifest)
             return
-        found = read_window(export, manifest, window)
+        tensors = _window(export, window)
         tokenizer = load_tokenizer(manifest.tokenizer["name"])
         if tokenizer.vocabulary_sha256 != manifest.tokenizer["vocabulary_sha256"]:
             raise TokenizerError(
                 f"{export} was made with another vocabulary under the name {tokenizer.name}"
             )
-        record = show.window_record(export, manifest, found, tokenizer)
+        record = show.window_record(export, manifest, window, tensors, tokenizer)
         if as_json:
             _print_json(record)
         else:
-            show.show_window(console, record, found)
+            show.show_window(console, record, tensors)
 
 
 @cli.command("verify", short_help="Check an export's bytes and shapes.")
@@ -258,7 +269,30 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
         click.echo(f"{export}: {findings.files} files, {sized}, all as they were written")
 
 
-@cli.command("bench", short_help="Time our way against torch's.")
+@cli.command("expand", short_help="Turn a compact export into a full one.")
+@argument("export", type=SafePath(path_type=Path))
+@option("--out", required=True, type=SafePath(path_type=Path), help="Folder of the full export.")
+@option(
+    "--device",
+    metavar="[auto|cpu|cuda|cuda:N]",
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@option("--overwrite", is_flag=True, help="Replace a finished export at --out.")
+@output_options
+def expand_command(
+    export: Path, out: Path, device: str, overwrite: bool, quiet: bool, as_json: bool
+) -> None:
+    """Write the compact export EXPORT as a full one: the same bytes as run would have written."""
+    check_device(device)
+    reporter = Reporter(quiet=quiet or as_json)
+    summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
+    _print(asdict(summary), "expanded", quiet, as_json)
+
+
+@cli.command("bench", short_help="Time our ways against torch's.")
+@argument("corpus", nargs=-1, type=SafePath(path_type=Path))
 @option(
     "--d-model",
     type=click.IntRange(1),
@@ -305,26 +339,42 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
     show_default=True,
     help="Rounds; each times every way.",
 )
+@option(
+    "--scratch",
+    type=SafePath(path_type=Path, exists=True, file_okay=False),
+    show_default="the system's",
+    help="Folder for the whole job's temporary export.",
+)
 @output_options
 def bench_command(
-    d_model: tuple[int, ...], heads: int | None, quiet: bool, as_json: bool, **options: Any
+    corpus: tuple[Path, ...],
+    d_model: tuple[int, ...],
+    heads: int | None,
+    scratch: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Time our way against torch's, side by side, after checking that the results agree."""
-    rows = []
+    """Time our ways against torch's, side by side, after checking that the results agree.
+
+    With CORPUS the token ids are real and a whole job is timed stage by stage; without, ids follow
+    Zipf's law.
+    """
     reporter = Reporter(quiet=quiet or as_json)
+    results: list[tuple[BenchResult, EndToEnd | None]] = []
     for width in d_model:
-        config = benches.BenchConfig(d_model=width, heads=heads or max(1, width // 64), **options)
-        compute, results = benches.bench(config, reporter)
-        rows.append((config, compute, results))
+        config = BenchConfig(
+            d_model=width, heads=heads or max(1, width // 64), corpus=corpus, **options
+        )
+        result = bench(config, reporter)
+        results.append((result, end_to_end(config, scratch) if corpus else None))
     if as_json:
         _print_json([
-            {"config": asdict(config), "compute": compute,
-             "ways": [asdict(result) for result in results]}
-            for config, compute, results in rows
+            {**asdict(result), "job": asdict(job) if job else None} for result, job in results
         ])  # fmt: skip
     elif not quiet:
-        for config, _, results in rows:
-            show.show_bench(_stdout(), config, results)
+        for result, job in results:
+            show.show_bench(_stdout(), result, job)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -363,6 +413,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _window(export: Path, index: int) -> dict[str, Tensor]:
+    windows = open_export(export)
+    if not 0 <= index < len(windows):
+        raise ExportError(
+            f"{export} has windows 0 to {len(windows) - 1}; --window {index} is none of them"
+        )
+    return windows[index]
+
+
 def _mend_streams() -> None:
     """Take closed streams as /dev/null, and show what a stream cannot encode as escapes."""
     if sys.stdout is None:
@@ -387,7 +446,7 @@ def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> No
 
 def _print_json(value: Any) -> None:
     unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    text = json.dumps(value, indent=1, ensure_ascii=not unicode, default=list)
+    text = json.dumps(value, indent=1, ensure_ascii=not unicode, default=str)
     click.echo(text.encode("utf-8", "backslashreplace").decode())
 
 

@@ -1,118 +1,95 @@
-"""The window stage: token stream -> windows -> features and Q, K, V -> shards."""
+"""The window stage: shards are computed in order, each written while the next is computed."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from torch import Tensor
 
+from exporters.contents import TensorPlan
+from exporters.files import FileRecord
 from exporters.manifest import FileEntry
 from exporters.shards import DTYPE_NAMES, write_tensors
-from exporters.tokens import TokenStream
-from jobs.outputs import TensorPlan, allocate, shard_name
+from exporters.source import WindowSource, fill, steps
+from jobs.outputs import allocate, shard_name
 from jobs.progress import Reporter
-from jobs.windows import WindowPlan, cut_windows
-from kernels.dispatch import Backend
-from kernels.layer import PackedLayer
-
-STEP_TOKENS = 1 << 14  # tokens that are cut, computed and copied at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowStage:
-    """Everything that a shard is computed from."""
-
-    plans: dict[str, TensorPlan]
-    windows: WindowPlan
-    stream: TokenStream
-    layer: PackedLayer | None
-    backend: Backend | None
-    layout: str
 
 
 def write_shards(
-    root: Path, stage: WindowStage, windows_per_shard: int, reporter: Reporter
+    root: Path,
+    source: WindowSource,
+    plans: dict[str, TensorPlan],
+    windows_per_shard: int,
+    reporter: Reporter,
 ) -> list[FileEntry]:
     """Compute and write every shard, in order; returns their entries of the manifest.
+
+    Two shards are held at once: one is written and hashed while the next is computed.
 
     Raises:
         ExportError: if a shard cannot be written.
     """
-    count = stage.windows.count
+    count = source.windows.count
     total = -(-count // windows_per_shard)
-    on_gpu = stage.backend is not None and stage.backend.device.type == "cuda"
-    buffers = allocate(stage.plans, min(windows_per_shard, count), pinned=on_gpu)
-    entries = []
-    with reporter.stage("windows", count, "windows") as advance:
+    on_gpu = source.backend is not None and source.backend.device.type == "cuda"
+    held = min(windows_per_shard, count)
+    buffers = [allocate(plans, held, pinned=on_gpu) for _ in range(min(2, total))]
+    entries: list[FileEntry] = []
+    written: Future[tuple[FileEntry, float]] | None = None
+
+    def collect(future: Future[tuple[FileEntry, float]]) -> None:
+        entry, seconds = future.result()
+        reporter.add("write", seconds)
+        entries.append(entry)
+
+    with (
+        reporter.stage("windows", count, "windows") as advance,
+        ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
+    ):
         for index in range(total):
             first = index * windows_per_shard
             stop = min(first + windows_per_shard, count)
-            tensors = {name: buffer[: stop - first] for name, buffer in buffers.items()}
-            for at, until in _steps(first, stop, stage.windows.context_length):
+            tensors = {n: buffer[: stop - first] for n, buffer in buffers[index % 2].items()}
+            began = time.monotonic()
+            for at, until in steps(first, stop, source.windows.context_length):
                 part = {
                     name: tensor[at - first : until - first] for name, tensor in tensors.items()
                 }
-                fill(stage, at, until, part)
+                fill(source, at, until, part)
                 advance(until - at)
-            record = write_tensors(root, shard_name(index, total), tensors, ("format", "pt"))
-            entries.append(
-                FileEntry(
-                    name=record.name,
-                    kind="windows",
-                    bytes=record.bytes,
-                    sha256=record.sha256,
-                    first=first,
-                    count=stop - first,
-                    tensors=describe(tensors),
-                )
-            )
+            reporter.add("compute", time.monotonic() - began)
+            if written is not None:
+                collect(written)
+            written = writer.submit(_write, root, shard_name(index, total), tensors, first)
+        if written is not None:
+            collect(written)
     return entries
 
 
-def fill(stage: WindowStage, first: int, stop: int, out: dict[str, Tensor]) -> None:
-    """Write windows first to stop - 1 into host tensors, one row a window."""
-    starts = stage.windows.starts(first, stop)
-    windows = cut_windows(stage.stream, starts, stage.windows.context_length)
-    for name in ("window_start", "input_ids", "target_ids", "document_ids"):
-        if name in out:
-            out[name].copy_(getattr(windows, name))
-    if stage.layer is None or stage.backend is None:
-        return
-    device = stage.backend.device
-    ids = windows.input_ids.to(device)
-
-    def on_device(name: str) -> Tensor:
-        """The output itself on the CPU, a buffer to be copied from on a GPU."""
-        return (
-            out[name]
-            if device.type == "cpu"
-            else out[name].new_empty(out[name].shape, device=device)
-        )
-
-    results: dict[str, Tensor] = {}
-    if "x" in out:
-        results |= {"x": on_device("x"), "y": on_device("y")}
-        stage.backend.embed(stage.layer, ids, results["x"])
-        stage.backend.embed(stage.layer, windows.target_ids.to(device), results["y"])
-    if "q" in out:
-        qkv = {name: on_device(name) for name in ("q", "k", "v")}
-        swap = stage.layout == "bthd"
-        by_head = [tensor.transpose(1, 2) if swap else tensor for tensor in qkv.values()]
-        stage.backend.project(stage.layer, ids, *by_head)
-        results |= qkv
-    for name, result in results.items():
-        if result is not out[name]:
-            out[name].copy_(result)
+def _write(
+    root: Path, name: str, tensors: dict[str, Tensor], first: int
+) -> tuple[FileEntry, float]:
+    """Write one shard; returns its entry and how many seconds it took."""
+    began = time.monotonic()
+    record = write_tensors(root, name, tensors, ("format", "pt"))
+    entry = entry_of(record, "windows", tensors, first, len(tensors["window_start"]))
+    return entry, time.monotonic() - began
 
 
-def describe(tensors: dict[str, Tensor]) -> dict[str, dict[str, object]]:
-    """dtype and shape of each tensor, for the manifest."""
-    return {
-        name: {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
-        for name, tensor in tensors.items()
-    }
-
-
-def _steps(first: int, stop: int, context_length: int) -> list[tuple[int, int]]:
-    """Cut [first, stop) windows into steps of about STEP_TOKENS tokens."""
-    step = max(1, STEP_TOKENS // context_length)
-    return [(at, min(at + step, stop)) for at in range(first, stop, step)]
+def entry_of(
+    record: FileRecord, kind: str, tensors: Mapping[str, Tensor], first: int = 0, count: int = 0
+) -> FileEntry:
+    """The manifest's entry of a file that holds some tensors."""
+    return FileEntry(
+        name=record.name,
+        kind=kind,
+        bytes=record.bytes,
+        sha256=record.sha256,
+        first=first,
+        count=count,
+        tensors={
+            name: {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
+            for name, tensor in tensors.items()
+        },
+    )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jobs.errors import ConfigError
 from kernels.dispatch import DEVICE_NAMES
 from kernels.layer import DTYPES, Positions
+from kernels.method import Asked
 
 Sampling = Literal["sequential", "random"]
 
@@ -46,7 +47,9 @@ class JobConfig:
     positions: Positions | None = None
     vocab_size: str | None = None  # "encoding", "corpus" or a number
     export: tuple[str, ...] = ("tokens", "qkv")
-    method: Literal["auto", "direct"] = "auto"
+    artifact: Literal["full", "compact"] = "full"
+    method: Asked = "auto"
+    save_weights: bool = True
     dtype: str = "float32"
     layout: Literal["bhtd", "bthd"] = "bhtd"
     device: str = "auto"
@@ -77,8 +80,11 @@ class JobConfig:
             raise ConfigError("--stride has no effect with --sampling random; leave one out")
         if self.tf32 and self.dtype != "float32":
             raise ConfigError(f"--tf32 has no effect with --dtype {self.dtype}; leave one out")
+        if self.tf32 and self.method != "direct":
+            raise ConfigError("--tf32 needs --method direct: tables are exact")
         check_device(self.device)
         self._check_layer_options()
+        self._check_artifact()
 
     def _check_layer_options(self) -> None:
         if not self.needs_layer:
@@ -108,6 +114,25 @@ class JobConfig:
                     f"--heads {heads} cannot share --kv-heads {kv_heads} evenly; "
                     "give a divisor of the heads"
                 )
+
+    def _check_artifact(self) -> None:
+        if "qkv" not in self.export and self.method != "auto":
+            raise ConfigError(f"--method {self.method} has no effect without --export qkv")
+        if not self.needs_layer and not self.save_weights:
+            raise ConfigError("--no-save-weights has no effect without --export features or qkv")
+        if self.artifact == "full":
+            return
+        if "qkv" not in self.export:
+            raise ConfigError(
+                "--artifact compact holds the tables of q, k and v: give --export qkv"
+            )
+        if self.method == "direct":
+            raise ConfigError("--artifact compact is made of tables; leave --method direct out")
+        if "features" in self.export and not self.save_weights:
+            raise ConfigError(
+                "--artifact compact expands x and y from the weights; "
+                "leave --no-save-weights or --export features out"
+            )
 
     @property
     def needs_layer(self) -> bool:

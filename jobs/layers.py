@@ -8,7 +8,8 @@ from exporters.layerfile import load_layer
 from jobs.config import JobConfig
 from jobs.errors import ConfigError
 from jobs.tokenizer import Tokenizer
-from kernels.layer import DTYPES, FirstLayer, seeded_layer
+from kernels.layer import DTYPES, FirstLayer, Norm, seeded_layer
+from kernels.tables import table_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,24 @@ class LayerShape:
     heads: int
     kv_heads: int
     head_dim: int
+    norm: Norm
+    positions: int  # T, or 0 where none are added
     bytes: int  # of all parameters, in the job's dtype
+
+    @property
+    def total_width(self) -> int:
+        """F: q, k and v side by side."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    def table_bytes(self, distinct: int) -> int:
+        """Bytes of the tables for so many distinct tokens."""
+        return table_bytes(
+            tokens=distinct,
+            positions=self.positions,
+            d_model=self.d_model,
+            total_width=self.total_width,
+            norm=self.norm,
+        )
 
 
 def load_weights(config: JobConfig) -> FirstLayer | None:
@@ -56,6 +74,8 @@ def layer_shape(
             heads=loaded.heads,
             kv_heads=loaded.kv_heads,
             head_dim=loaded.head_dim,
+            norm=loaded.norm,
+            positions=0 if loaded.position is None else len(loaded.position),
             bytes=sum(tensor.nbytes for tensor in loaded.tensors().values()),
         )
     if config.vocab_size == "corpus" and largest_id is None:
@@ -72,6 +92,8 @@ def layer_shape(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        norm="none",
+        positions=positions,
         bytes=parameters * DTYPES[config.dtype].itemsize,
     )
 
@@ -107,10 +129,12 @@ def check_ids(config: JobConfig, shape: LayerShape, largest_id: int) -> None:
     raise ConfigError(f"--vocab-size {config.vocab_size}: {rows}; give {largest_id + 1} or more")
 
 
-def describe_layer(config: JobConfig, layer: FirstLayer) -> dict[str, Any]:
+def describe_layer(config: JobConfig, layer: FirstLayer, weights_sha256: str) -> dict[str, Any]:
     """The layer's section of the manifest."""
     return {
         "source": "seed" if config.weights is None else "weights",
+        "file": None if config.weights is None else config.weights.name,
+        "weights_sha256": weights_sha256,
         "vocabulary_size": layer.vocabulary_size,
         "d_model": layer.d_model,
         "heads": layer.heads,

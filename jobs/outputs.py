@@ -1,53 +1,76 @@
-"""What a shard holds, how large everything is, and how many windows go into a shard."""
+"""What a job writes and how large it is; how windows go into shards."""
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
+from exporters.contents import TensorPlan, window_bytes, window_tensors
 from jobs.config import JobConfig
 from jobs.layers import LayerShape
-from kernels.layer import DTYPES
+from kernels.method import Method
 
 
-@dataclass(frozen=True)
-class TensorPlan:
-    """One tensor of a shard: its dtype and its shape for a single window."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes of tensors on disk, without headers and the manifest."""
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def window_bytes(self) -> int:
-        return self.dtype.itemsize * prod(self.shape)
-
-
-def shard_tensors(config: JobConfig, layer: LayerShape | None) -> dict[str, TensorPlan]:
-    """The tensors of a shard by name; each gets the number of windows as its first dimension."""
-    length = config.context_length
-    plans = {"window_start": TensorPlan(torch.int64, ())}
-    if "tokens" in config.export:
-        for name in ("input_ids", "target_ids", "document_ids"):
-            plans[name] = TensorPlan(torch.int32, (length,))
-    if layer is not None:
-        dtype = DTYPES[config.dtype]
-        if "features" in config.export:
-            plans["x"] = plans["y"] = TensorPlan(dtype, (length, layer.d_model))
-        if "qkv" in config.export:
-            for name, heads in (("q", layer.heads), ("k", layer.kv_heads), ("v", layer.kv_heads)):
-                shape = (
-                    (heads, length, layer.head_dim)
-                    if config.layout == "bhtd"
-                    else (length, heads, layer.head_dim)
-                )
-                plans[name] = TensorPlan(dtype, shape)
-    return plans
+    token_bytes: int
+    weight_bytes: int
+    table_bytes: int  # in the export if it is compact, else in .work/ until the end
+    window_bytes: int
+    total_bytes: int  # of the export
+    disk_bytes: int  # the most that stands on the disk at once
 
 
-def window_bytes(plans: dict[str, TensorPlan]) -> int:
-    """Bytes that one window takes in a shard."""
-    return sum(plan.window_bytes for plan in plans.values())
+def sizes(
+    config: JobConfig,
+    shape: LayerShape | None,
+    method: Method | None,
+    *,
+    tokens: int,
+    documents: int,
+    distinct: int,
+    windows: int,
+) -> Sizes:
+    """What a job writes, from its counts."""
+    token_bytes = 4 * tokens + 8 * documents
+    weight_bytes = shape.bytes if shape and config.save_weights else 0
+    tables = shape.table_bytes(distinct) if shape and method and method.name == "tables" else 0
+    if config.artifact == "full":
+        all_windows = windows * window_bytes(shard_tensors(config, shape))
+    else:
+        all_windows = 8 * windows if config.sampling == "random" else 0
+    total = token_bytes + weight_bytes + all_windows
+    return Sizes(
+        token_bytes=token_bytes,
+        weight_bytes=weight_bytes,
+        table_bytes=tables,
+        window_bytes=all_windows,
+        total_bytes=total + (tables if config.artifact == "compact" else 0),
+        disk_bytes=total + tables,
+    )
+
+
+def shard_tensors(config: JobConfig, shape: LayerShape | None) -> dict[str, TensorPlan]:
+    """What the export of a job holds of each window."""
+    if shape is None:
+        return window_tensors(
+            [name for name in config.export if name == "tokens"],
+            context_length=config.context_length,
+            layout=config.layout,
+            dtype=config.dtype,
+        )
+    return window_tensors(
+        config.export,
+        context_length=config.context_length,
+        layout=config.layout,
+        dtype=config.dtype,
+        d_model=shape.d_model,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+    )
 
 
 def windows_per_shard(plans: dict[str, TensorPlan], shard_size: int, batch_size: int) -> int:

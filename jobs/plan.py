@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
+from exporters.contents import window_bytes
 from exporters.errors import ExportError
 from exporters.folder import check_claim, check_space
 from exporters.tokens import PART_TOKENS
 from jobs.config import JobConfig
 from jobs.corpus import find_files
-from jobs.layers import check_ids, layer_shape, load_weights
-from jobs.outputs import shard_tensors, window_bytes, windows_per_shard
+from jobs.layers import layer_shape, load_weights
+from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
-from jobs.run import HEADROOM, choose_backend, plan_windows
+from jobs.run import HEADROOM, choose_backend, decide, plan_windows
 from jobs.tokenise import TokenCounter, tokenise
 from jobs.tokenizer import load_tokenizer
 from jobs.windows import check_length
@@ -25,18 +26,22 @@ class Plan:
     replaced_sequences: int
     corpus_bytes: int
     tokens: int
+    distinct_tokens: int
     windows: int
     dropped_tokens: int | None  # None with random sampling: it takes the draw to know
     shards: int
     token_bytes: int
     weight_bytes: int
+    table_bytes: int
     window_bytes: int
     total_bytes: int
+    disk_bytes: int  # the most on the disk at once: tables of a full export are in .work/ meanwhile
     memory_bytes: int  # the most that is held at once, beside the libraries' own 0.3 GB
     device: str | None
-    method: str | None
     kernel: str | None
     reason: str | None
+    method: str | None
+    method_reason: str | None
     obstacle: str | None  # what stands at --out, or too small a disk, would stop the run
 
 
@@ -52,38 +57,44 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     loaded = load_weights(config)
     totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)
     windows, dropped = _count_windows(config, totals.tokens)
+    distinct = len(totals.seen)
     shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
-    if shape is not None:
-        check_ids(config, shape, totals.largest_id)
+    method = decide(config, shape, totals.largest_id, distinct, windows, backend)
+    size = sizes(
+        config, shape, method, tokens=totals.tokens, documents=totals.documents,
+        distinct=distinct, windows=windows,
+    )  # fmt: skip
     plans = shard_tensors(config, shape)
-    per_window = window_bytes(plans)
     per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
-    token_bytes = 4 * totals.tokens + 8 * totals.documents
-    weight_bytes = shape.bytes if shape else 0
-    all_windows = per_window * windows
-    total_bytes = token_bytes + weight_bytes + all_windows
+    full = config.artifact == "full"
+    layer_bytes = shape.bytes if shape else 0
     # A layer is rounded to a half dtype beside its float32 self, before there is any shard.
-    rounding = 0 if config.dtype == "float32" else 2 * weight_bytes
-    shard_bytes = per_window * min(per_shard, windows)
+    rounding = 0 if config.dtype == "float32" else 2 * layer_bytes
+    # One shard is written while the next is computed.
+    shards = min(2 * per_shard, windows) * window_bytes(plans) if full else 0
     return Plan(
         documents=totals.documents,
         skipped_files=corpus.skipped_files,
         replaced_sequences=totals.replaced_sequences,
         corpus_bytes=corpus.bytes,
         tokens=totals.tokens,
+        distinct_tokens=distinct,
         windows=windows,
         dropped_tokens=dropped,
-        shards=-(-windows // per_shard),
-        token_bytes=token_bytes,
-        weight_bytes=weight_bytes,
-        window_bytes=all_windows,
-        total_bytes=total_bytes,
-        memory_bytes=weight_bytes + max(rounding, shard_bytes) + 4 * PART_TOKENS,
+        shards=-(-windows // per_shard) if full else 0,
+        token_bytes=size.token_bytes,
+        weight_bytes=size.weight_bytes,
+        table_bytes=size.table_bytes,
+        window_bytes=size.window_bytes,
+        total_bytes=size.total_bytes,
+        disk_bytes=size.disk_bytes,
+        memory_bytes=layer_bytes + max(rounding, size.table_bytes + shards) + 4 * PART_TOKENS,
         device=str(backend.device) if backend else None,
-        method=backend.method if backend else None,
         kernel=backend.kernel if backend else None,
         reason=backend.reason if backend else None,
-        obstacle=_obstacle(config, total_bytes + HEADROOM),
+        method=method.name if method else None,
+        method_reason=method.reason if method else None,
+        obstacle=_obstacle(config, size.disk_bytes + HEADROOM),
     )
 
 

@@ -44,7 +44,11 @@ class Reporter:
         shown = self._bar if self.console.is_terminal and not self.quiet else self._lines
         with shown(name, total, unit) as advance:
             yield advance
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        self.add(name, time.monotonic() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count time to a stage, or to a part of one that overlaps with others."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
     def _bar(self, name: str, total: int, unit: str) -> Iterator[Advance]:

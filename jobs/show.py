@@ -1,6 +1,6 @@
 """Tables for people: of a summary, a plan, an export, one of its windows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from exporters.contents import exported_tensors
 from exporters.folder import readable
 from exporters.manifest import Manifest
-from exporters.reading import Window, open_stream
-from jobs.bench import BenchConfig, WayResult
+from exporters.reading import open_stream
+from jobs.bench import BenchResult
+from jobs.endtoend import EndToEnd
 from jobs.tokenizer import Tokenizer
 
 EDGE_ROWS = 5  # rows and columns that are shown at each end of a long table
@@ -32,12 +34,14 @@ def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
 def show_export(console: Console, root: Path, manifest: Manifest) -> None:
     """What an export holds."""
     pairs: dict[str, Any] = {
+        "artifact": manifest.job["artifact"],
         "documents": manifest.tokens["documents"],
         "corpus_bytes": manifest.corpus["bytes"],
         "skipped_files": manifest.corpus["skipped_files"],
         "replaced_sequences": manifest.corpus["replaced_sequences"],
         "tokenizer": manifest.tokenizer["name"],
         "tokens": manifest.tokens["count"],
+        "distinct_tokens": manifest.tokens["distinct"],
         "windows": manifest.windows["count"],
         "context_length": manifest.windows["context_length"],
         "dropped_tokens": manifest.windows["dropped_tokens"],
@@ -51,18 +55,21 @@ def show_export(console: Console, root: Path, manifest: Manifest) -> None:
         )
     if manifest.compute is not None:
         compute = manifest.compute
-        pairs["computed"] = f"{compute['method']}, {compute['kernel']}: {compute['reason']}"
+        pairs["device"] = f"{compute['device']}, {compute['kernel']}: {compute['reason']}"
+        if compute["method"] is not None:
+            pairs["method"] = f"{compute['method']}: {compute['method_reason']}"
     show_pairs(console, str(root), pairs)
 
-    table = Table(title="tensors of the shards", title_justify="left", box=None)
+    title = (
+        "tensors of the windows, from the tables" if manifest.compact else "tensors of the shards"
+    )
+    table = Table(title=title, title_justify="left", box=None)
     for heading in ("name", "dtype", "shape, W windows"):
         table.add_column(heading)
-    shards = manifest.of_kind("windows")
-    for name, declared in shards[0].tensors.items():
-        axes = _axes(name, manifest.job["layout"])
-        lengths = zip(axes, declared["shape"][1:], strict=True)
+    for name, plan in exported_tensors(manifest).items():
+        lengths = zip(_axes(name, manifest.job["layout"]), plan.shape, strict=True)
         shape = ", ".join(["W", *(f"{axis} {length}" for axis, length in lengths)])
-        table.add_row(name, declared["dtype"], Text(f"[{shape}]"))
+        table.add_row(name, str(plan.dtype).removeprefix("torch."), Text(f"[{shape}]"))
     console.print(table)
 
     table = Table(title="files", title_justify="left", box=None)
@@ -88,17 +95,18 @@ def _axes(name: str, layout: str) -> tuple[str, ...]:
 
 
 def window_record(
-    root: Path, manifest: Manifest, window: Window, tokenizer: Tokenizer
+    root: Path, manifest: Manifest, index: int, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """A window's ids and texts, read from the token stream, for people and for --json."""
     length = manifest.windows["context_length"]
     stream = open_stream(root, manifest)
-    ids = stream.read(window.start, window.start + length + 1).tolist()
-    documents = stream.documents(window.start, window.start + length).tolist()
+    start = int(tensors["window_start"])
+    ids = stream.read(start, start + length + 1).tolist()
+    documents = stream.documents(start, start + length).tolist()
     decode = tokenizer.encoding.decode
     return {
-        "window": window.index,
-        "start": window.start,
+        "window": index,
+        "start": start,
         "documents": [
             {"index": index, "name": manifest.corpus["files"][index]["name"]}
             for index in sorted(set(documents))
@@ -109,12 +117,12 @@ def window_record(
         "target_text": decode(ids[1:]),
         "tensors": {
             name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
-            for name, t in window.tensors.items()
+            for name, t in tensors.items()
         },
     }
 
 
-def show_window(console: Console, record: Mapping[str, Any], window: Window) -> None:
+def show_window(console: Console, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """A window's texts and ids, and x and y as tables where it has them."""
     show_pairs(
         console,
@@ -129,8 +137,8 @@ def show_window(console: Console, record: Mapping[str, Any], window: Window) -> 
         },
     )
     for name in ("x", "y"):
-        if name in window.tensors:
-            show_rows(console, name, window.tensors[name])
+        if name in tensors:
+            show_rows(console, name, tensors[name])
 
 
 def show_rows(console: Console, name: str, rows: Tensor) -> None:
@@ -151,21 +159,57 @@ def show_rows(console: Console, name: str, rows: Tensor) -> None:
     console.print(table)
 
 
-def show_bench(console: Console, config: BenchConfig, results: Sequence[WayResult]) -> None:
-    """Times and ratios of the ways, each against the notebook's."""
+def show_bench(console: Console, result: BenchResult, job: EndToEnd | None) -> None:
+    """Times and ratios of the ways, what tables cost, and the stages of a whole job."""
+    config, figures = result.config, result.figures
     table = Table(
         title=f"d {config.d_model}, T {config.context_length}, {config.dtype}, medians of "
-        f"{config.rounds} rounds of {config.windows * config.context_length:,} tokens",
+        f"{config.rounds} rounds of {result.tokens:,} tokens, {result.distinct_tokens:,} distinct",
         title_justify="left",
         box=None,
     )
-    for heading in ("way", "", "tokens/s", "times the notebook's", "error"):
+    for heading in ("way", "", "tokens/s", "x notebook", "x addmm", "error"):
         table.add_column(heading, justify="left" if heading in ("way", "") else "right")
-    for result in results:
-        error = "" if result.error is None else f"{result.error:.1e}"
-        ratio = f"{result.ratio_to_notebook:.2f}"
-        speed = f"{result.tokens_per_second:,.0f}"
-        table.add_row(result.name, result.what, speed, ratio, error)
+    for way in result.ways:
+        error = "" if way.error is None else f"{way.error:.1e}"
+        table.add_row(
+            way.name,
+            way.what,
+            f"{way.tokens_per_second:,.0f}",
+            f"{way.ratio_to_notebook:.2f}",
+            f"{way.ratio_to_addmm:.2f}",
+            error,
+        )
+    console.print(table)
+    even = figures.break_even_tokens
+    pays = (
+        "do not pay"
+        if even is None
+        else f"pay from {even:,} tokens, {even / figures.rows:.1f} a row"
+    )
+    console.print(
+        f"tables: {figures.rows:,} rows, {readable(figures.bytes)}, built in "
+        f"{figures.build_seconds:.2f} s, {pays}; combining moves "
+        f"{figures.bytes_per_second / 1e9:.1f} GB/s, {figures.share_of_copy:.0%} of a plain copy's "
+        f"{figures.copy_bytes_per_second / 1e9:.1f}",
+        soft_wrap=True,
+    )
+    if job is None:
+        return
+    table = Table(
+        title=f"a whole job by {job.method}: {job.tokens:,} tokens, {readable(job.bytes)}, "
+        f"{job.seconds:.2f} s; held back by {job.held_back_by}",
+        title_justify="left",
+        box=None,
+    )
+    for heading in ("stage", "", "seconds", "share", "tokens/s"):
+        table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
+    for stage in job.stages:
+        within = "  " if stage.name in ("compute", "write") else ""
+        speed = f"{stage.tokens_per_second:,.0f}"
+        table.add_row(
+            within + stage.name, stage.what, f"{stage.seconds:.2f}", f"{stage.share:.0%}", speed
+        )
     console.print(table)
 
 

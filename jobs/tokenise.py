@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.tokens import IdSet
 from jobs.config import JobConfig
 from jobs.corpus import Corpus, TextRecord, read_text
 from jobs.progress import Reporter
@@ -17,7 +18,7 @@ class TokenSink(Protocol):
 
     tokens: int
     documents: int
-    largest_id: int
+    seen: IdSet
 
     def start_document(self) -> None: ...
 
@@ -30,14 +31,14 @@ class TokenCounter:
     def __init__(self) -> None:
         self.tokens = 0
         self.documents = 0
-        self.largest_id = -1
+        self.seen = IdSet()
 
     def start_document(self) -> None:
         self.documents += 1
 
     def append(self, ids: NDArray[Any], /) -> None:
         self.tokens += len(ids)
-        self.largest_id = max(self.largest_id, int(ids.max()))
+        self.seen.add(ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,13 @@ class TokenTotals:
     tokens: int
     documents: int
     separators: int
-    largest_id: int
+    seen: IdSet
     replaced_sequences: int  # stretches of bytes that were not UTF-8, each now one U+FFFD
     files: tuple[dict[str, Any], ...]  # name, bytes, sha256, tokens
+
+    @property
+    def largest_id(self) -> int:
+        return self.seen.largest
 
 
 def tokenise(
@@ -88,7 +93,7 @@ def tokenise(
         tokens=sink.tokens,
         documents=sink.documents,
         separators=separators,
-        largest_id=sink.largest_id,
+        seen=sink.seen,
         replaced_sequences=replaced,
         files=tuple(files),
     )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.blocks import blocks
 from kernels.layer import PackedLayer
 
 # Rows of a block are chosen so that x and [q | k | v] stay in the caches: of 128 to 2048 rows, 512
@@ -28,7 +29,7 @@ def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
 
     Ids must lie in [0, V): they are not checked here.
     """
-    for windows, positions in _blocks(ids, block_rows(layer)):
+    for windows, positions in blocks(ids, block_rows(layer)):
         x = _embed_block(layer, ids[windows, positions], positions)
         out[windows, positions] = x.view(*ids[windows, positions].shape, -1)
 
@@ -42,7 +43,7 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
     rows = block_rows(layer)
     heads = [layer.heads, layer.kv_heads, layer.kv_heads]
     buffer = torch.empty(rows, layer.weight.shape[0])
-    for windows, positions in _blocks(ids, rows):
+    for windows, positions in blocks(ids, rows):
         block = ids[windows, positions]
         z = _normalise(layer, _embed_block(layer, block, positions))
         out = buffer[: block.numel()]
@@ -53,18 +54,6 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
         by_head = out.view(*block.shape, sum(heads), layer.head_dim)
         for target, part in zip((q, k, v), torch.split(by_head, heads, dim=2), strict=True):
             target[windows, :, positions] = part.transpose(1, 2)
-
-
-def _blocks(ids: Tensor, rows: int) -> list[tuple[slice, slice]]:
-    """Cut [W, T] into blocks of at most `rows` tokens: whole windows, or pieces of one."""
-    window_count, context_length = ids.shape
-    length = min(context_length, rows)
-    windows = max(1, rows // context_length)
-    return [
-        (slice(w, min(w + windows, window_count)), slice(p, min(p + length, context_length)))
-        for w in range(0, window_count, windows)
-        for p in range(0, context_length, length)
-    ]
 
 
 def _embed_block(layer: PackedLayer, ids: Tensor, positions: slice) -> Tensor:

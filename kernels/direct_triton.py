@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kernels.errors import DeviceError
 from kernels.layer import PackedLayer
+from kernels.triton_common import current, or_unused, store_heads
 
 NO_NORM = tl.constexpr(0)
 LAYERNORM = tl.constexpr(1)
@@ -71,36 +72,6 @@ def _load_x(
             p = tl.load(rows_p[:, None] + columns[None, :], mask=inside, other=0.0)
             x += p.to(tl.float32)
     return x
-
-
-@triton.jit
-def _store_heads(
-    out,  # q, k or v: [W, heads, T, Dh] by strides
-    stride_w,
-    stride_h,
-    stride_t,
-    values,  # [BLOCK_M, BLOCK_N]
-    columns,  # [BLOCK_N], of F
-    first_column,
-    window,  # [BLOCK_M]
-    position,  # [BLOCK_M]
-    row_mask,  # [BLOCK_M]
-    START: tl.constexpr,
-    STOP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Store those columns that lie in [START, STOP), each to its head."""
-    if (first_column < STOP) & (first_column + BLOCK_N > START):
-        column = (columns - START).to(tl.int64)
-        row = window * stride_w + position * stride_t
-        place = (column // HEAD_DIM) * stride_h + column % HEAD_DIM
-        inside = (columns >= START) & (columns < STOP)
-        tl.store(
-            out + row[:, None] + place[None, :],
-            values.to(out.dtype.element_ty),
-            mask=row_mask[:, None] & inside[None, :],
-        )
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -232,17 +203,17 @@ def project_kernel(
 
     K_START: tl.constexpr = Q_WIDTH
     V_START: tl.constexpr = Q_WIDTH + KV_WIDTH
-    _store_heads(
+    store_heads(
         q, q_stride_w, q_stride_h, q_stride_t, accumulator, columns, first_column,
-        window, position, row_mask, 0, K_START, HEAD_DIM, BLOCK_N,
+        window, position, row_mask, 0, K_START, HEAD_DIM, BLOCK_N, "",
     )  # fmt: skip
-    _store_heads(
+    store_heads(
         k, k_stride_w, k_stride_h, k_stride_t, accumulator, columns, first_column,
-        window, position, row_mask, K_START, V_START, HEAD_DIM, BLOCK_N,
+        window, position, row_mask, K_START, V_START, HEAD_DIM, BLOCK_N, "",
     )  # fmt: skip
-    _store_heads(
+    store_heads(
         v, v_stride_w, v_stride_h, v_stride_t, accumulator, columns, first_column,
-        window, position, row_mask, V_START, F, HEAD_DIM, BLOCK_N,
+        window, position, row_mask, V_START, F, HEAD_DIM, BLOCK_N, "",
     )  # fmt: skip
 
 
@@ -305,15 +276,15 @@ def project(
     total_width, d = layer.weight.shape
     tile = tile_for(layer)
     blocks = triton.cdiv(ids.numel(), tile.block_m) * triton.cdiv(total_width, tile.block_n)
-    with _current(ids.device):
+    with current(ids.device):
         project_kernel[(blocks,)](
             ids,
             layer.embedding,
-            _or(layer.position, layer.embedding),
-            _or(layer.norm_weight, layer.embedding),
-            _or(layer.norm_bias, layer.embedding),
+            or_unused(layer.position, layer.embedding),
+            or_unused(layer.norm_weight, layer.embedding),
+            or_unused(layer.norm_bias, layer.embedding),
             layer.weight,
-            _or(layer.bias, layer.weight),
+            or_unused(layer.bias, layer.weight),
             q,
             k,
             v,
@@ -358,11 +329,11 @@ def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
     ids = ids.contiguous()
     d = layer.embedding.shape[1]
     blocks = triton.cdiv(ids.numel(), EMBED_BLOCK_M) * triton.cdiv(d, EMBED_BLOCK_K)
-    with _current(ids.device):
+    with current(ids.device):
         embed_kernel[(blocks,)](
             ids,
             layer.embedding,
-            _or(layer.position, layer.embedding),
+            or_unused(layer.position, layer.embedding),
             out,
             ids.numel(),
             ids.shape[1],
@@ -388,16 +359,6 @@ def shared_memory_per_block(device: torch.device) -> int:
         return HALF_TILE_SHARED_MEMORY
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return int(properties["max_shared_mem"])
-
-
-def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    """A pointer for a parameter that is absent: any tensor will do, since it is never read."""
-    return unused if tensor is None else tensor
-
-
-def _current(device: torch.device) -> torch.cuda.device:
-    """Triton launches on the current device, so make it the tensors' own."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
 def _check_ids(layer: PackedLayer, ids: Tensor) -> None:

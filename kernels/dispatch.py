@@ -1,4 +1,4 @@
-"""Chooses once which device and which kernel compute, and returns the choice with its reason."""
+"""Chooses once which device and which kernels compute, and returns the choice with its reason."""
 
 import importlib.util
 import re
@@ -10,39 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import direct
+from kernels import combine, direct
 from kernels.errors import DeviceError
 from kernels.layer import PackedLayer
+from kernels.method import Method
+from kernels.tables import BUILD_ROWS, Tables
 
 DEVICE_NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Where and how everything of one job is computed."""
+    """Where everything of one job is computed, and by which kernels."""
 
     device: torch.device
-    method: str  # "direct"
     kernel: str  # "triton" or "torch-cpu"
-    precision: str  # how float32 products are formed: "ieee" or "tf32"
+    precision: str  # how float32 products of method direct are formed: "ieee" or "tf32"
     reason: str
-    configuration: Callable[[PackedLayer], dict[str, Any]]  # what else decides the bits
     embed: Callable[[PackedLayer, Tensor, Tensor], None]
     project: Callable[[PackedLayer, Tensor, Tensor, Tensor, Tensor], None]
+    combine: Callable[[Tables, Tensor, Tensor, Tensor, Tensor], None]
+    place: dict[str, Any]  # what of the machine decides the bits
+    direct_shape: Callable[[PackedLayer], dict[str, Any]]  # of the kernels' blocks, likewise
+    tables_shape: Callable[[Tables], dict[str, Any]]
 
     def sentence(self) -> str:
         """What was chosen and why, for people."""
-        return f"computing on {self.device} with {self.kernel}, {self.method}: {self.reason}"
+        return f"computing on {self.device} with {self.kernel}: {self.reason}"
 
-    def record(self, layer: PackedLayer) -> dict[str, Any]:
-        """What was chosen for a layer and why, for the manifest."""
+    def record(
+        self, method: Method | None, layer: PackedLayer | None, tables: Tables | None
+    ) -> dict[str, Any]:
+        """What was chosen and why, for the manifest; method is None where q, k, v are not made."""
+        shape: dict[str, Any] = {}
+        if tables is not None:
+            shape = self.tables_shape(tables)
+        elif layer is not None:
+            shape = self.direct_shape(layer)
         return {
             "device": self.device.type,
-            "method": self.method,
             "kernel": self.kernel,
-            "precision": self.precision,
             "reason": self.reason,
-            "configuration": self.configuration(layer),
+            "method": method.name if method else None,
+            "method_reason": method.reason if method else None,
+            "precision": "ieee" if tables is not None else self.precision,
+            "configuration": self.place | shape,
         }
 
 
@@ -89,30 +101,35 @@ def _why_no_gpu(device: str) -> str | None:
 def _cpu(reason: str) -> Backend:
     return Backend(
         device=torch.device("cpu"),
-        method="direct",
         kernel="torch-cpu",
         precision="ieee",
         reason=reason,
-        configuration=lambda layer: {
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "block_rows": direct.block_rows(layer),
-        },
         embed=direct.embed,
         project=direct.project,
+        combine=combine.combine,
+        place={"cpu_capability": torch.backends.cpu.get_cpu_capability()},
+        direct_shape=lambda layer: {"block_rows": direct.block_rows(layer)},
+        tables_shape=lambda tables: {"build_rows": BUILD_ROWS},
     )
 
 
 def _cuda(device: torch.device, dtype: torch.dtype, tf32: bool, reason: str) -> Backend:
-    from kernels import direct_triton
+    from kernels import combine_triton, direct_triton
 
-    name = torch.cuda.get_device_name(device)
     return Backend(
         device=device,
-        method="direct",
         kernel="triton",
         precision="tf32" if tf32 and dtype == torch.float32 else "ieee",
         reason=reason,
-        configuration=lambda layer: {"gpu": name, **asdict(direct_triton.tile_for(layer))},
         embed=direct_triton.embed,
         project=partial(direct_triton.project, tf32=tf32),
+        combine=combine_triton.combine,
+        place={"gpu": torch.cuda.get_device_name(device)},
+        direct_shape=lambda layer: asdict(direct_triton.tile_for(layer)),
+        tables_shape=lambda tables: {
+            "build_rows": BUILD_ROWS,
+            "block_m": combine_triton.tokens_per_program(tables.head_dim),
+            "block_n": combine_triton.BLOCK_N,
+            "num_warps": combine_triton.NUM_WARPS,
+        },
     )

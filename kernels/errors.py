@@ -3,6 +3,7 @@
 QkvmillError
 ├── LayerError        kernels     parameters that do not fit together
 ├── DeviceError       kernels     a device or a kernel that is not there
+├── MethodError       kernels     tables where they cannot be had
 ├── ExportError       exporters   an export that is damaged, unfinished or cannot be written
 ├── WeightsError      exporters   a weights file that cannot be used
 ├── ConfigError       jobs        options that contradict each other (exit status 2)
@@ -22,6 +23,10 @@ class LayerError(QkvmillError):
 
 class DeviceError(QkvmillError):
     """The device or the kernel that was asked for is not there."""
+
+
+class MethodError(QkvmillError):
+    """The method that was asked for cannot be had."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

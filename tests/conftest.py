@@ -18,7 +18,18 @@ def _exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_export(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.fixture(scope="session")
+def _compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_export(tmp_path_factory.mktemp("compact"), "--artifact", "compact")
+
+
 @pytest.fixture
 def export(_exported: Path, tmp_path: Path) -> Path:
     """A small committed export of three documents in several shards, to change at will."""
     return Path(shutil.copytree(_exported, tmp_path / "export"))
+
+
+@pytest.fixture
+def compact(_compact: Path, tmp_path: Path) -> Path:
+    """The compact export of the same job."""
+    return Path(shutil.copytree(_compact, tmp_path / "compact"))

@@ -146,8 +146,8 @@ SMALL = ("--device", "cpu", "--context-length", 16, "--d-model", 32, "--heads", 
 """Options of a job that takes a fraction of a second."""
 
 
-def small_export(folder: Path) -> Path:
-    """An export of three documents with all tensors, in shards of four windows."""
+def small_export(folder: Path, *options: object) -> Path:
+    """An export of three documents with all tensors by tables, in shards of four windows."""
     corpus = write_corpus(
         folder / "corpus",
         a="One fish, two fish, red fish, blue fish.\n" * 20,
@@ -157,5 +157,5 @@ def small_export(folder: Path) -> Path:
     out = folder / "export"
     exports = ("--export", "tokens", "--export", "features", "--export", "qkv")
     size = ("--batch-size", 2, "--shard-size", 60_000, "--vocab-size", "corpus")
-    succeed("run", corpus, "--out", out, *SMALL, *exports, *size)
+    succeed("run", corpus, "--out", out, *SMALL, *exports, *size, "--method", "tables", *options)
     return out

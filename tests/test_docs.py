@@ -1,14 +1,19 @@
 """What the documents say is so: the README's commands run, the reference is up to date."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from exporters.manifest import read_manifest
+from exporters.reading import open_export
 from tests.helpers import DATA, ROOT, qkvmill
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -47,10 +52,27 @@ def test_every_command_of_the_readme_runs_in_order(
     assert ran >= 12
     for language, block in BLOCKS:
         if language == "python":
+            by_hand = block.startswith("import glob")
             done = subprocess.run(
-                [sys.executable, "-c", block], capture_output=True, text=True, check=False
+                [sys.executable, "-c", block],
+                cwd="out/compact" if by_hand else ".",
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, done.stderr
+            if by_hand:
+                assert tuple(block.splitlines()) == read_manifest(Path("out/compact")).expand
+                names: dict[str, Any] = {}
+                monkeypatch.chdir("out/compact")
+                exec(block, names)
+                monkeypatch.chdir(tmp_path)
+                window = open_export("out/sample")[0]
+                assert all(torch.equal(names[name], window[name]) for name in "qkv")
+    assert (tmp_path / "out/expanded/SHA256SUMS").read_text().splitlines()[1:] == (
+        tmp_path / "out/sample/SHA256SUMS"
+    ).read_text().splitlines()[1:]
 
 
 def test_the_figures_of_the_sample_are_right(tmp_path: Path) -> None:

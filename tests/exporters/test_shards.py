@@ -1,3 +1,4 @@
+import hashlib
 import os
 import resource
 import subprocess
@@ -5,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from exporters.errors import ExportError
-from exporters.shards import write_tensors
+from exporters.files import FileRecord
+from exporters.shards import DTYPE_NAMES, record_of, write_tensors
 from tests.helpers import ROOT, run_python
 
 TENSORS = {
@@ -32,6 +36,32 @@ def test_what_is_written_is_what_plain_safetensors_reads(tmp_path: Path) -> None
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert os.listdir(path.parent) == ["a.safetensors"]
+
+
+NAMES = ["q", "k", "é", 'a "b"', "x/y\\z", "Z", "tab\t"]
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    drawn=st.dictionaries(
+        st.sampled_from(NAMES),
+        st.tuples(st.sampled_from(list(DTYPE_NAMES)), st.lists(st.integers(0, 4), max_size=3)),
+    ),
+    metadata=st.sampled_from([None, ("format", "pt"), ("qkvmill", '{"é": "\\n", "eps": 1e-05}')]),
+)
+def test_the_bytes_are_those_of_the_safetensors_library(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: dict[str, tuple[torch.dtype, list[int]]],
+    metadata: tuple[str, str] | None,
+) -> None:
+    folder = tmp_path_factory.mktemp("same")
+    tensors = {name: torch.randn(shape).to(dtype) for name, (dtype, shape) in drawn.items()}
+    record = write_tensors(folder, "ours", tensors, metadata)
+    save_file(tensors, folder / "theirs", metadata=dict([metadata]) if metadata else None)
+    ours, theirs = ((folder / name).read_bytes() for name in ("ours", "theirs"))
+    assert ours == theirs
+    expected = FileRecord("ours", len(theirs), hashlib.sha256(theirs).hexdigest())
+    assert record == expected == record_of("ours", tensors, metadata)
 
 
 def test_views_are_written_as_they_look(tmp_path: Path) -> None:

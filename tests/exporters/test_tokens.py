@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from exporters.tokens import TokenStream, TokenWriter
+from exporters.tokens import IdSet, TokenStream, TokenWriter
 
 
 def write(root: Path, documents: list[list[int]], part_tokens: int) -> TokenStream:
@@ -19,7 +19,7 @@ def write(root: Path, documents: list[list[int]], part_tokens: int) -> TokenStre
 
 
 @given(
-    documents=st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=9), min_size=1, max_size=9),
+    documents=st.lists(st.lists(st.integers(0, 2**20), max_size=9), min_size=1, max_size=9),
     part_tokens=st.integers(1, 7),
     data=st.data(),
 )
@@ -58,7 +58,7 @@ def test_the_writer_counts(tmp_path: Path) -> None:
     for ids in ([3, 9], [], [4]):
         writer.start_document()
         writer.append(np.array(ids, dtype=np.uint32))
-    assert (writer.tokens, writer.documents, writer.largest_id) == (3, 3, 9)
+    assert (writer.tokens, writer.documents, writer.seen.largest) == (3, 3, 9)
 
 
 def test_a_separator_belongs_to_the_document_before_it(tmp_path: Path) -> None:
@@ -70,3 +70,12 @@ def test_a_separator_belongs_to_the_document_before_it(tmp_path: Path) -> None:
     writer.append(np.array([3]))
     stream = TokenStream(tmp_path, writer.close())
     assert torch.equal(torch.tensor([0, 0, 0, 1], dtype=torch.int32), stream.documents(0, 4))
+
+
+def test_the_distinct_ids_are_counted_without_their_stream() -> None:
+    seen = IdSet()
+    for ids in ([7, 7, 3], [], [300_000, 3]):
+        seen.add(np.array(ids, dtype=np.uint32))
+    assert seen.ids().tolist() == [3, 7, 300_000]
+    assert seen.ids().dtype == torch.int32
+    assert (len(seen), seen.largest) == (3, 300_000)

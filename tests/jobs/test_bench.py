@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,9 +7,10 @@ from jobs import bench
 from jobs.bench import BenchConfig, zipf_ids
 from jobs.errors import DisagreementError
 from jobs.progress import Reporter
-from kernels import direct
+from kernels import combine, direct
 from kernels.layer import PackedLayer
-from tests.helpers import qkvmill, succeed
+from kernels.tables import Tables
+from tests.helpers import DATA, qkvmill, succeed, write_corpus
 
 SMALL = ("--d-model", 32, "--heads", 2, "--context-length", 16, "--tokens", 64, "--rounds", 2)
 
@@ -20,13 +23,22 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_is_checked_and_timed() -> None:
     (result,) = succeed("bench", *SMALL, "--device", "cpu", "--json").json
     ways = {way["name"]: way for way in result["ways"]}
-    assert {"notebook", "addmm", "qkvmill", "multiply"} <= ways.keys()
+    names = {"notebook", "addmm", "direct", "tables", "tables+build", "multiply", "copy"}
+    assert names <= ways.keys()
+    assert ways["addmm"]["ratio_to_addmm"] == 1.0
     assert ways["notebook"]["ratio_to_notebook"] == 1.0
     for way in ways.values():
         assert way["seconds"] > 0
         assert way["tokens_per_second"] == pytest.approx(64 / way["seconds"])
         assert way["error"] is None or way["error"] < 1e-5
-    assert result["compute"]["kernel"] == "torch-cpu"
+    assert result["direct"]["kernel"] == result["tables"]["kernel"] == "torch-cpu"
+    figures = result["figures"]
+    assert figures["rows"] == result["distinct_tokens"] + 16
+    assert figures["bytes"] == 4 * (figures["rows"] * 96 + result["distinct_tokens"])
+    assert figures["moved_bytes"] == figures["bytes"] + 64 * 96 * 4
+    expected = figures["moved_bytes"] / ways["tables"]["seconds"]
+    assert figures["bytes_per_second"] == pytest.approx(expected)
+    assert result["job"] is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -47,8 +59,47 @@ def test_nothing_is_timed_where_the_results_differ(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(direct, "project", wrong)
     config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
-    with pytest.raises(DisagreementError, match=r"qkvmill is 0\.001 from float64"):
+    with pytest.raises(DisagreementError, match=r"direct is 0\.001 from float64"):
         bench.bench(config, Reporter(quiet=True))
+
+
+def test_tables_that_differ_stop_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    combined = combine.combine
+
+    def wrong(
+        tables: Tables, rows: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        combined(tables, rows, q, k, v)
+        k[1, 0, 0, 0] -= 1e-3
+
+    monkeypatch.setattr(combine, "combine", wrong)
+    config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
+    with pytest.raises(DisagreementError, match=r"tables is 0\.001 from float64"):
+        bench.bench(config, Reporter(quiet=True))
+
+
+def test_with_a_corpus_a_whole_job_is_timed_by_stages(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--scratch", tmp_path, "--json")
+    (result,) = succeed("bench", DATA / "corpus", *SMALL, *options).json
+    job = result["job"]
+    stages = {stage["name"]: stage for stage in job["stages"]}
+    assert list(stages) == ["tokenise", "layer", "build", "windows", "compute", "write"]
+    assert job["held_back_by"] in stages.keys() - {"windows"}
+    assert sum(stages[n]["share"] for n in ("tokenise", "layer", "build", "windows")) == (
+        pytest.approx(1.0)
+    )
+    assert job["method"] == "tables"
+    assert list(tmp_path.iterdir()) == []
+    assert result["tokens"] == 64
+
+
+def test_a_short_corpus_is_said_and_one_shorter_than_a_window_refused(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, a="one two three four five six seven eight nine ten " * 4)
+    result = succeed("bench", corpus, *SMALL, "--device", "cpu", "--scratch", tmp_path)
+    assert "a round takes 32 instead of 64" in result.stderr
+    assert "held back by" in result.stdout
+    short = write_corpus(tmp_path / "short", a="one two")
+    assert "fewer than --context-length 16" in qkvmill("bench", short, *SMALL).stderr
 
 
 def test_a_way_of_torchs_that_differs_stops_the_bench_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,14 +119,14 @@ def test_the_last_windows_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(direct, "project", short)
     config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
-    with pytest.raises(DisagreementError, match="qkvmill gives NaN"):
+    with pytest.raises(DisagreementError, match="direct gives NaN"):
         bench.bench(config, Reporter(quiet=True))
 
 
 def test_what_was_never_written_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "project", lambda *_: None)
     config = BenchConfig(d_model=32, heads=2, context_length=16, tokens=64, device="cpu")
-    with pytest.raises(DisagreementError, match="qkvmill gives NaN"):
+    with pytest.raises(DisagreementError, match="direct gives NaN"):
         bench.bench(config, Reporter(quiet=True))
 
 

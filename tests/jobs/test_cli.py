@@ -102,11 +102,58 @@ BAD: list[tuple[str, Arguments, int, str]] = [
     ),
     (
         "tf32-dtype",
-        lambda t: [corpus(t), "--tf32", "--dtype", "float16"],
+        lambda t: [corpus(t), "--tf32", "--method", "direct", "--dtype", "float16"],
         2,
         "--tf32 has no effect with --dtype float16",
     ),
-    ("tf32-cpu", lambda t: [corpus(t), "--tf32", "--device", "cpu"], 1, "--tf32 needs a CUDA"),
+    (
+        "tf32-cpu",
+        lambda t: [corpus(t), "--tf32", "--method", "direct", "--device", "cpu"],
+        1,
+        "--tf32 needs a CUDA",
+    ),
+    ("tf32-auto", lambda t: [corpus(t), "--tf32"], 2, "--tf32 needs --method direct"),
+    (
+        "compact-direct",
+        lambda t: [corpus(t), "--artifact", "compact", "--method", "direct"],
+        2,
+        "--artifact compact is made of tables; leave --method direct out",
+    ),
+    (
+        "compact-tokens",
+        lambda t: [corpus(t), "--artifact", "compact", "--export", "tokens"],
+        2,
+        "give --export qkv",
+    ),
+    (
+        "compact-features-without-weights",
+        lambda t: [
+            corpus(t), "--artifact", "compact", "--no-save-weights", "--export", "qkv",
+            "--export", "features",
+        ],
+        2,
+        "expands x and y from the weights",
+    ),
+    (
+        "method-tokens",
+        lambda t: [corpus(t), "--export", "tokens", "--method", "tables"],
+        2,
+        "--method tables has no effect without --export qkv",
+    ),
+    (
+        "weights-tokens",
+        lambda t: [corpus(t), "--export", "tokens", "--no-save-weights"],
+        2,
+        "--no-save-weights has no effect",
+    ),
+    (
+        "narrow-tables",
+        lambda t: [
+            corpus(t), "--context-length", 4, "--d-model", 4, "--heads", 1, "--method", "tables"
+        ],
+        1,
+        "tables are as exact as direct from d-model 8 on",
+    ),
     ("device", lambda t: [corpus(t), "--device", "tpu"], 2, "'tpu' is not auto, cpu, cuda"),
     (
         "no-effect",

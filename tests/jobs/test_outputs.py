@@ -4,11 +4,15 @@ from typing import Any
 import pytest
 import torch
 
+from exporters.contents import window_bytes
 from jobs.config import JobConfig
 from jobs.layers import LayerShape
-from jobs.outputs import allocate, shard_name, shard_tensors, window_bytes, windows_per_shard
+from jobs.outputs import allocate, shard_name, shard_tensors, windows_per_shard
 
-LAYER = LayerShape(vocabulary_size=100, d_model=64, heads=4, kv_heads=2, head_dim=16, bytes=1)
+LAYER = LayerShape(
+    vocabulary_size=100, d_model=64, heads=4, kv_heads=2, head_dim=16, norm="none", positions=8,
+    bytes=1,
+)  # fmt: skip
 
 
 def config(**options: Any) -> JobConfig:

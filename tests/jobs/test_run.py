@@ -208,13 +208,15 @@ def test_replaced_and_skipped_are_counted_shown_and_stored(tmp_path: Path, corpu
 def test_the_choice_of_device_and_kernel_is_shown_and_stored(tmp_path: Path, corpus: Path) -> None:
     out = tmp_path / "out"
     result = succeed("run", corpus, "--out", out, *SMALL)
-    assert "computing on cpu with torch-cpu, direct: the CPU was asked for" in result.stderr
+    assert "computing on cpu with torch-cpu: the CPU was asked for" in result.stderr
+    assert "method tables: 640 tokens to project are " in result.stderr
     compute = read_manifest(out).compute
     assert compute is not None
     assert (
         compute["device"], compute["method"], compute["kernel"]
-    ) == ("cpu", "direct", "torch-cpu")  # fmt: skip
+    ) == ("cpu", "tables", "torch-cpu")  # fmt: skip
     assert compute["reason"] == "the CPU was asked for"
+    assert compute["method_reason"].startswith("640 tokens to project are ")
 
 
 def test_tokens_alone_need_no_layer(tmp_path: Path, corpus: Path) -> None:

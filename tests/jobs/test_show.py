@@ -13,7 +13,8 @@ def test_an_export_is_summed_up(export: Path) -> None:
     text = succeed("inspect", export).stdout
     for expected in (
         "documents           3", "tokenizer           cl100k_base", "context length      16",
-        "d 32, 4 heads, 4 key/value heads of 8", "direct, torch-cpu: the CPU was asked for",
+        "d 32, 4 heads, 4 key/value heads of 8", "cpu, torch-cpu: the CPU was asked for",
+            "tables: it was asked for", "distinct tokens",
         "[W, H 4, T 16, Dh 8]", "tokens/tokens-00001.safetensors", "windows 0 to 3",
     ):  # fmt: skip
         assert expected in text, expected

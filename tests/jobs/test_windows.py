@@ -1,12 +1,9 @@
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
-from exporters.tokens import TokenStream, TokenWriter
+from exporters.windows import WindowPlan
 from jobs.errors import CorpusError
-from jobs.windows import WindowPlan, cut_windows, plan_random, plan_sequential
+from jobs.windows import plan_random, plan_sequential
 from tests.helpers import GOLDEN
 
 
@@ -58,22 +55,3 @@ def test_one_window_more_than_fits_is_not_made() -> None:
     assert plan_sequential(17, 16, 16).count == 1
     assert plan_sequential(32, 16, 16).count == 1
     assert plan_sequential(33, 16, 16).count == 2
-
-
-@pytest.mark.parametrize(
-    "starts", [[0], [3, 4, 5], [80, 0, 41, 0], [0, 40, 80]], ids=["one", "near", "random", "far"]
-)
-def test_windows_are_cut_with_targets_one_on(tmp_path: Path, starts: list[int]) -> None:
-    writer = TokenWriter(tmp_path, part_tokens=7)
-    for first in range(0, 90, 9):
-        writer.start_document()
-        writer.append(np.arange(first, first + 9) * 10)
-    windows = cut_windows(TokenStream(tmp_path, writer.close()), torch.tensor(starts), 5)
-    for row, start in enumerate(starts):
-        places = range(start, start + 5)
-        assert [10 * p for p in places] == windows.input_ids[row].tolist()
-        assert [10 * p + 10 for p in places] == windows.target_ids[row].tolist()
-        assert [p // 9 for p in places] == windows.document_ids[row].tolist()
-    assert starts == windows.window_start.tolist()
-    for tensor in (windows.input_ids, windows.target_ids, windows.document_ids):
-        assert tensor.dtype == torch.int32

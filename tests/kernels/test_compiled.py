@@ -33,6 +33,10 @@ def projecting(compiled: list[Case]) -> list[Case]:
     return [case for case in compiled if case["kernel"] == "project"]
 
 
+def combining(compiled: list[Case]) -> list[Case]:
+    return [case for case in compiled if case["kernel"] == "combine"]
+
+
 def test_every_target_dtype_and_norm_is_there(compiled: list[Case]) -> None:
     found = {(c["target"], c["dtype"], c["norm"]) for c in projecting(compiled) if c["d"] == 768}
     assert found == {
@@ -41,7 +45,15 @@ def test_every_target_dtype_and_norm_is_there(compiled: list[Case]) -> None:
         for dtype in ("fp32", "bf16", "fp16")
         for norm in ("none", "layernorm", "rmsnorm")
     }
-    for kernel in ("project", "embed"):
+    combined = {(c["target"], c["dtype"], c["d"], c["norm"]) for c in combining(compiled)}
+    assert combined == {
+        (target, dtype, d, norm)
+        for target in (80, 90, 100)
+        for dtype in ("fp32", "bf16", "fp16")
+        for d in (64, 100, 768, 4096)
+        for norm in ("none", "layernorm")
+    }
+    for kernel in ("project", "embed", "combine", "lengths"):
         odd = [c for c in compiled if c["kernel"] == kernel and c["d"] == 100]
         assert {c["target"] for c in odd} == {80, 90, 100}
 
@@ -69,7 +81,21 @@ def test_float32_is_summed_in_parts(compiled: list[Case]) -> None:
 
 
 def test_aligned_widths_store_16_bytes_at_once(compiled: list[Case]) -> None:
-    assert [name(c) for c in compiled if c["d"] == 768 and not c["wide_stores"]] == []
+    aligned = [c for c in compiled if c["d"] == 768 and c["kernel"] != "lengths"]
+    assert [name(c) for c in aligned if not c["wide_stores"]] == []
+
+
+def test_combining_loads_and_stores_16_bytes_and_nothing_less(compiled: list[Case]) -> None:
+    aligned = [c for c in combining(compiled) if c["d"] != 100]
+    assert aligned
+    assert [name(c) for c in aligned if not c["wide_loads"] or not c["wide_stores"]] == []
+    assert [name(c) for c in aligned if c["narrow_loads"] or c["narrow_stores"]] == []
+    lengths = [c for c in compiled if c["kernel"] == "lengths"]
+    assert [name(c) for c in lengths if not c["wide_loads"]] == []
+
+
+def test_a_sum_is_not_fused_with_a_product_in_combining(compiled: list[Case]) -> None:
+    assert [name(c) for c in combining(compiled) if c["fused"]] == []
 
 
 def test_each_target_multiplies_on_its_own_tensor_cores(compiled: list[Case]) -> None:
@@ -98,8 +124,9 @@ import torch, triton
 from dataclasses import replace
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from kernels import direct_triton
+from kernels import combine_triton, direct_triton
 from kernels.layer import pack, seeded_layer
+from kernels.tables import build
 
 class Driver:
     get_current_target = lambda self: GPUTarget("cuda", 90, 32)
@@ -124,6 +151,8 @@ for length, dtype in ((16, torch.float16), (1, torch.float16), (63, torch.float3
     out = [torch.empty(3, heads, length, 16, dtype=dtype) for heads in (6, 2, 2)]
     direct_triton.project(replace(packed, **narrow), ids, *out)
     direct_triton.embed(replace(packed, **narrow), ids, torch.empty(3, length, 96, dtype=dtype))
+    tables = build(layer, torch.zeros(1, dtype=torch.int32), torch.device("cpu"))
+    combine_triton.combine(tables, ids, *out)
 for name, grid, kernel in launched:
     print(name, *grid, kernel.metadata.enable_fp_fusion, "wgmma" in kernel.asm["ptx"])
 """
@@ -140,8 +169,11 @@ def test_a_launch_goes_through_triton_up_to_the_gpu_itself() -> None:
     assert done.stdout.splitlines() == [
         "project_kernel 2 True True",
         "embed_kernel 3 True False",
+        "combine_kernel 4 False False",
         "project_kernel 2 True True",
         "embed_kernel 1 True False",
+        "combine_kernel 2 False False",
         "project_kernel 6 True False",
         "embed_kernel 12 True False",
+        "combine_kernel 12 False False",
     ]

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from kernels import direct
+from kernels import combine, direct
 from kernels.dispatch import choose
 from kernels.errors import DeviceError
 from kernels.layer import pack
+from kernels.method import Method
+from kernels.tables import build
 from tests.helpers import random_layer
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -12,8 +14,9 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 
 def test_the_cpu_is_taken_when_asked_for() -> None:
     backend = choose("cpu", torch.float32)
-    assert (backend.device.type, backend.kernel, backend.method) == ("cpu", "torch-cpu", "direct")
+    assert (backend.device.type, backend.kernel) == ("cpu", "torch-cpu")
     assert backend.project is direct.project
+    assert backend.combine is combine.combine
     assert backend.reason == "the CPU was asked for"
 
 
@@ -43,10 +46,15 @@ def test_tf32_is_refused_on_the_cpu() -> None:
 
 
 def test_the_record_says_what_decides_the_bits() -> None:
-    packed = pack(random_layer(), torch.device("cpu"))
-    record = choose("cpu", torch.float32).record(packed)
-    assert record["configuration"] == {
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "block_rows": 2048,
-    }
+    layer = random_layer()
+    backend = choose("cpu", torch.float32)
+    capability = torch.backends.cpu.get_cpu_capability()
+    packed = pack(layer, backend.device)
+    record = backend.record(Method("direct", "why"), packed, None)
+    assert record["configuration"] == {"cpu_capability": capability, "block_rows": 2048}
+    assert (record["method"], record["method_reason"]) == ("direct", "why")
+    built = build(layer, torch.arange(9, dtype=torch.int32), backend.device)
+    record = backend.record(Method("tables", "why"), None, built)
+    assert record["configuration"] == {"cpu_capability": capability, "build_rows": 512}
     assert record["reason"]
+    assert backend.record(None, packed, None)["method"] is None

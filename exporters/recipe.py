@@ -1,0 +1,45 @@
+"""How to expand a window of a compact export by hand: a few lines of plain torch."""
+
+from exporters.manifest import Manifest
+from exporters.tablefile import TABLES
+from exporters.windows import STARTS
+
+
+def recipe(manifest: Manifest) -> tuple[str, ...]:
+    """Lines of Python that compute q, k and v of window i, run in the folder of the export.
+
+    q is [H, T, Dh], k and v are [Hk, T, Dh], whatever the layout of the export. On a CPU their
+    bits are those of `qkvmill expand`, except in rows where E[t] and P[p] cancel before a norm.
+    """
+    layer = manifest.layer
+    assert layer is not None
+    length, stride = manifest.windows["context_length"], manifest.windows["stride"]
+    heads, kv_heads, head_dim = layer["heads"], layer["kv_heads"], layer["head_dim"]
+    start = f'load_file("{STARTS}")["window_start"][i]' if stride is None else f"i * {stride}"
+    parts = '[load_file(part)["input_ids"] for part in sorted(glob.glob("tokens/*"))]'
+    position = ' + t["position_table"]' if has_positions(manifest) else ""
+    lines = [
+        "import glob, torch",
+        "from safetensors.torch import load_file",
+        f'i, t = 0, load_file("{TABLES}")',
+        f"start = {start}",
+        f"ids = torch.cat({parts})[start : start + {length}]",
+        'row = torch.searchsorted(t["token_ids"], ids)',
+        f'out = t["token_table"][row]{position}',
+    ]
+    if has_positions(manifest) and layer["norm"] != "none":
+        mean = ' - (t["token_means"][row] + t["position_means"])[:, None]'
+        mean = mean if layer["norm"] == "layernorm" else ""
+        lines.append(f'x = t["token_features"][row] + t["position_features"]{mean}')
+        square = f"x.norm(dim=1, keepdim=True).double() ** 2 / {layer['d_model']}"
+        lines.append(f'out = out * ({square} + {layer["eps"]}).rsqrt().float() + t["constant"]')
+    lines.append(
+        f"q, k, v = out.to(torch.{layer['dtype']}).view({length}, -1, {head_dim})"
+        f".transpose(0, 1).split([{heads}, {kv_heads}, {kv_heads}])"
+    )
+    return tuple(lines)
+
+
+def has_positions(manifest: Manifest) -> bool:
+    """Whether the layer adds positions, so that A is not finished."""
+    return manifest.layer is not None and manifest.layer["positions"] != "none"

@@ -1,0 +1,160 @@
+"""What a job writes about itself: the manifest, run.json, and the summary that people see."""
+
+import json
+import os
+import platform
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporters.files import write_text
+from exporters.manifest import RUN, FileEntry, Manifest
+from exporters.recipe import recipe
+from exporters.tokens import TokenPart
+from exporters.windows import WindowPlan
+from jobs.config import JobConfig
+from jobs.corpus import Corpus
+from jobs.parameters import Parameters
+from jobs.progress import Reporter
+from jobs.tokenise import TokenTotals
+from jobs.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a finished job did, for people and for --json."""
+
+    out: str
+    artifact: str
+    documents: int
+    tokens: int
+    distinct_tokens: int
+    windows: int
+    dropped_tokens: int
+    skipped_files: int
+    replaced_sequences: int
+    shards: int
+    bytes: int
+    device: str | None
+    kernel: str | None
+    reason: str | None
+    method: str | None
+    method_reason: str | None
+    seconds: dict[str, float]
+
+
+def summary(out: Path, manifest: Manifest, reporter: Reporter) -> Summary:
+    """The summary of a committed export."""
+    compute = manifest.compute or {}
+    return Summary(
+        out=str(out),
+        artifact=manifest.job["artifact"],
+        documents=manifest.tokens["documents"],
+        tokens=manifest.tokens["count"],
+        distinct_tokens=manifest.tokens["distinct"],
+        windows=manifest.windows["count"],
+        dropped_tokens=manifest.windows["dropped_tokens"],
+        skipped_files=manifest.corpus["skipped_files"],
+        replaced_sequences=manifest.corpus["replaced_sequences"],
+        shards=0 if manifest.compact else len(manifest.of_kind("windows")),
+        bytes=sum(entry.bytes for entry in manifest.files),
+        device=compute.get("device"),
+        kernel=compute.get("kernel"),
+        reason=compute.get("reason"),
+        method=compute.get("method"),
+        method_reason=compute.get("method_reason"),
+        seconds={name: round(value, 3) for name, value in reporter.seconds.items()},
+    )
+
+
+def manifest_of(
+    config: JobConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    totals: TokenTotals,
+    windows: WindowPlan,
+    parameters: Parameters | None,
+    entries: list[FileEntry],
+) -> Manifest:
+    """The manifest of a job that has written its files."""
+    manifest = Manifest(
+        job=config.record(),
+        software=_versions(),
+        corpus={
+            "files": list(totals.files),
+            "bytes": sum(file["bytes"] for file in totals.files),
+            "skipped_files": corpus.skipped_files,
+            "replaced_sequences": totals.replaced_sequences,
+        },
+        tokenizer={
+            "name": tokenizer.name,
+            "vocabulary_sha256": tokenizer.vocabulary_sha256,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "end_of_text": tokenizer.end_of_text,
+        },
+        tokens={
+            "count": totals.tokens,
+            "documents": totals.documents,
+            "separators": totals.separators,
+            "largest_id": totals.largest_id,
+            "distinct": len(totals.seen),
+        },
+        windows={
+            "count": windows.count,
+            "context_length": windows.context_length,
+            "stride": None if windows.random_starts is not None else windows.stride,
+            "dropped_tokens": windows.dropped_tokens,
+        },
+        layer=parameters.described if parameters else None,
+        compute=parameters.compute if parameters else None,
+        expand=None,
+        files=tuple(entries),
+    )
+    return replace(manifest, expand=recipe(manifest)) if manifest.compact else manifest
+
+
+def token_entry(part: TokenPart) -> FileEntry:
+    """The manifest's entry of a part of the token stream."""
+    return FileEntry(
+        name=part.file.name,
+        kind="tokens",
+        bytes=part.file.bytes,
+        sha256=part.file.sha256,
+        first=part.first_token,
+        count=part.tokens,
+        tensors={
+            "input_ids": {"dtype": "int32", "shape": [part.tokens]},
+            "document_starts": {"dtype": "int64", "shape": [part.documents]},
+        },
+    )
+
+
+def write_run(root: Path, started: datetime, reporter: Reporter) -> None:
+    """Write run.json: all that may differ between two runs of the same job."""
+    finished = datetime.now(UTC)
+    document: dict[str, Any] = {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "seconds": {name: round(value, 3) for name, value in reporter.seconds.items()},
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    write_text(root, RUN, json.dumps(document, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str | None]:
+    """Versions of everything that can shape bytes; None for what is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in ("qkvmill", "torch", "triton", "tiktoken", "safetensors"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions

@@ -1,0 +1,219 @@
+"""Method `tables` on a GPU: gather rows of A, add B, rescale, cast, store by head, in one launch.
+
+A program owns BLOCK_M tokens and BLOCK_N of the F columns. Programs go through all tokens before
+they move to the next columns: the columns of A that are in use, BLOCK_N of every row, then stay in
+the L2 cache however the tokens repeat, and A is read from memory once a launch. Outputs are stored
+past the cache, so that they do not push A out of it.
+
+A norm takes a launch of its own before, which writes the length of x for every token: the blocks
+of columns share it, and x is a fraction of the bytes that combining moves.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.errors import DeviceError
+from kernels.tables import NormTables, Tables, recompute, rescaling
+from kernels.triton_common import current, or_unused, store_heads
+
+BLOCK_M, BLOCK_N = 32, 128  # tokens and columns of F
+ODD_BLOCK_M = 8  # tokens where heads are not aligned, whose many addresses would spill otherwise
+NORM_BLOCK_M, NORM_BLOCK_K = 16, 128  # tokens and columns of d
+NUM_WARPS = 4
+FP_FUSION = False  # a sum and a product are rounded one by one, as on the CPU: the same bits
+
+
+@triton.jit(do_not_specialize=["N"])
+def combine_kernel(
+    rows,  # int32 [N], N = W*T: the row of A for each token
+    a,  # float32 [U, F]
+    b,  # float32 [T, F]
+    scale,  # float32 [N]
+    c,  # float32 [F]
+    q,
+    k,
+    v,
+    q_stride_w,
+    q_stride_h,
+    q_stride_t,
+    k_stride_w,
+    k_stride_h,
+    k_stride_t,
+    v_stride_w,
+    v_stride_h,
+    v_stride_t,
+    N,
+    T,
+    Q_WIDTH: tl.constexpr,
+    KV_WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HAS_POSITION: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    F: tl.constexpr = Q_WIDTH + 2 * KV_WIDTH
+    program = tl.program_id(0)
+    blocks_m = tl.cdiv(N, BLOCK_M)
+    first_column = (program // blocks_m) * BLOCK_N
+    tokens = (program % blocks_m).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = first_column + tl.arange(0, BLOCK_N)
+    mask = tokens < N
+    window = tokens // T
+    position = tokens % T
+    row = tl.load(rows + tokens, mask=mask, other=0).to(tl.int64)
+    inside = mask[:, None]
+    if F % BLOCK_N:
+        inside = inside & (columns < F)[None, :]
+    value = tl.load(
+        a + row[:, None] * F + columns[None, :],
+        mask=inside,
+        other=0.0,
+        eviction_policy="evict_last",
+    )
+    if HAS_POSITION:
+        value += tl.load(
+            b + position[:, None] * F + columns[None, :],
+            mask=inside,
+            other=0.0,
+            eviction_policy="evict_last",
+        )
+    if HAS_NORM:
+        value *= tl.load(scale + tokens, mask=mask, other=0.0)[:, None]
+        value += tl.load(c + columns, mask=columns < F, other=0.0)[None, :]
+
+    K_START: tl.constexpr = Q_WIDTH
+    V_START: tl.constexpr = Q_WIDTH + KV_WIDTH
+    store_heads(
+        q, q_stride_w, q_stride_h, q_stride_t, value, columns, first_column,
+        window, position, mask, 0, K_START, HEAD_DIM, BLOCK_N, ".cs",
+    )  # fmt: skip
+    store_heads(
+        k, k_stride_w, k_stride_h, k_stride_t, value, columns, first_column,
+        window, position, mask, K_START, V_START, HEAD_DIM, BLOCK_N, ".cs",
+    )  # fmt: skip
+    store_heads(
+        v, v_stride_w, v_stride_h, v_stride_t, value, columns, first_column,
+        window, position, mask, V_START, F, HEAD_DIM, BLOCK_N, ".cs",
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["N"])
+def lengths_kernel(
+    rows,  # int32 [N]
+    e,  # float32 [U, D]
+    p,  # float32 [T, D]
+    means,  # float32 [N]
+    out,  # float32 [N]
+    N,
+    T,
+    D: tl.constexpr,
+    HAS_MEANS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The length of e[row] + p[position] - mean for each token."""
+    tokens = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = tokens < N
+    row = tl.load(rows + tokens, mask=mask, other=0).to(tl.int64)
+    rows_e = e + row * D
+    rows_p = p + (tokens % T) * D
+    if HAS_MEANS:
+        mean = tl.load(means + tokens, mask=mask, other=0.0)
+    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    for start in range(0, D, BLOCK_K):
+        ks = start + tl.arange(0, BLOCK_K)
+        inside = mask[:, None]
+        if D % BLOCK_K:
+            inside = inside & (ks < D)[None, :]
+        x = tl.load(rows_e[:, None] + ks[None, :], mask=inside, other=0.0)
+        x += tl.load(rows_p[:, None] + ks[None, :], mask=inside, other=0.0)
+        if HAS_MEANS:
+            x = tl.where(inside, x - mean[:, None], 0.0)
+        squares += x * x
+    tl.store(out + tokens, tl.sqrt_rn(tl.sum(squares, 1)), mask=mask)
+
+
+def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Write q [W, H, T, Dh], k and v [W, Hk, T, Dh] for rows of A, int32 [W, T] in [0, U).
+
+    Computed in float32 and rounded once. The outputs may have any strides for W, H and T; their
+    last dimension must be contiguous. Every output hangs on its token and position alone.
+
+    Raises:
+        ValueError: if the outputs are of other strides, or windows longer than the positions.
+        DeviceError: if bfloat16 is asked of Triton's interpreter, which rounds it wrongly.
+    """
+    if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
+        raise ValueError("the last dimension of q, k and v must be contiguous")
+    place = tables.position_table
+    if place is not None and rows.shape[1] > len(place):
+        raise ValueError(f"{rows.shape[1]} tokens a window, but {len(place)} positions")
+    if rows.device.type == "cpu" and q.dtype == torch.bfloat16:
+        raise DeviceError("Triton's interpreter rounds bfloat16 wrongly; use float32 or float16")
+    if rows.numel() == 0:
+        return
+    rows = rows.contiguous()
+    table, norm = tables.token_table, tables.norm
+    scale = lost = None
+    if norm is not None:
+        scale, lost = rescaling(norm, rows, _lengths(norm, rows))
+    block_m = tokens_per_program(tables.head_dim)
+    blocks = triton.cdiv(rows.numel(), block_m) * triton.cdiv(table.shape[1], BLOCK_N)
+    with current(rows.device):
+        combine_kernel[(blocks,)](
+            rows,
+            table,
+            or_unused(place, table),
+            or_unused(scale, table),
+            table if norm is None else norm.constant,
+            q,
+            k,
+            v,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            rows.numel(),
+            rows.shape[1],
+            Q_WIDTH=tables.heads * tables.head_dim,
+            KV_WIDTH=tables.kv_heads * tables.head_dim,
+            HEAD_DIM=tables.head_dim,
+            HAS_POSITION=place is not None,
+            HAS_NORM=norm is not None,
+            BLOCK_M=block_m,
+            BLOCK_N=BLOCK_N,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=FP_FUSION,
+        )
+    if lost is not None:
+        recompute(tables, rows, lost, (q, k, v))
+
+
+def tokens_per_program(head_dim: int) -> int:
+    """BLOCK_M of the combining kernel."""
+    return BLOCK_M if head_dim % 16 == 0 else ODD_BLOCK_M
+
+
+def _lengths(norm: NormTables, rows: Tensor) -> Tensor:
+    """Lengths of x = s E[t] + P[p], without its mean for layernorm, float32 [W, T]."""
+    lengths = torch.empty(rows.shape, device=rows.device)
+    means = norm.means(rows)
+    with current(rows.device):
+        lengths_kernel[(triton.cdiv(rows.numel(), NORM_BLOCK_M),)](
+            rows,
+            norm.token_features,
+            norm.position_features,
+            or_unused(means, lengths),
+            lengths,
+            rows.numel(),
+            rows.shape[1],
+            D=norm.token_features.shape[1],
+            HAS_MEANS=means is not None,
+            BLOCK_M=NORM_BLOCK_M,
+            BLOCK_K=NORM_BLOCK_K,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=FP_FUSION,
+        )
+    return lengths

@@ -1,0 +1,75 @@
+"""Chooses between `direct` and `tables` from counts alone, and says why."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from kernels.errors import MethodError
+from kernels.tables import LEAST_WIDTH
+
+Asked = Literal["auto", "direct", "tables"]
+
+# Tokens for each row to build from which tables are taken. A row is built in float64, which costs
+# as much as 2 tokens of direct on a CPU, and combining is not free: tables break even at 2 tokens a
+# row at d=768 and at 4 at d=64, as `qkvmill bench` shows.
+PAYS_FROM = 4
+MEMORY_SHARE = 0.5  # of all memory, so that the choice does not hang on what else is running
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How q, k and v are computed, and why so."""
+
+    name: Literal["direct", "tables"]
+    reason: str
+
+
+def choose_method(
+    asked: Asked, *, tokens: int, rows: int, table_bytes: int, d_model: int, device: torch.device
+) -> Method:
+    """The method for a job that projects `tokens` tokens, with tables of `rows` rows.
+
+    Raises:
+        MethodError: if tables are asked for and cannot be had.
+    """
+    if asked == "direct":
+        return Method("direct", "it was asked for")
+    memory = total_memory(device)
+    obstacle = None
+    if d_model < LEAST_WIDTH:
+        obstacle = (
+            f"tables are as exact as direct from d-model {LEAST_WIDTH} on, but it is {d_model}"
+        )
+    elif table_bytes > MEMORY_SHARE * memory:
+        obstacle = (
+            f"the tables take {table_bytes / 1e9:.1f} GB, more than half of the "
+            f"{memory / 1e9:.1f} GB of memory"
+        )
+    if asked == "tables":
+        if obstacle:
+            raise MethodError(f"--method tables: {obstacle}; give --method direct")
+        return Method("tables", "it was asked for")
+    if obstacle:
+        return Method("direct", obstacle)
+    counts = f"{tokens:,} tokens to project are {tokens / rows:.1f} times the {rows:,} rows"
+    if tokens < PAYS_FROM * rows:
+        return Method("direct", f"{counts} that tables need, and they pay from {PAYS_FROM} times")
+    return Method(
+        "tables", f"{counts} to build, {table_bytes / 1e6:.1f} MB; they pay from {PAYS_FROM}"
+    )
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a device; on the CPU no more than this process's control group allows."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return memory
+    return min(memory, int(limit)) if limit.isdigit() else memory

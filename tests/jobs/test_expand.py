@@ -1,0 +1,204 @@
+"""Compact exports through the command line: their size, and what they expand to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from exporters.layerfile import save_layer
+from exporters.manifest import read_manifest
+from exporters.reading import open_export
+from kernels.layer import DTYPES, Norm
+from tests.helpers import SMALL, assert_within_rule, qkvmill, random_layer, succeed, write_corpus
+
+VOCABULARY = 100300
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(
+        tmp_path / "corpus",
+        a="The quick brown fox jumps over the lazy dog. " * 30,
+        b="Sphinx of black quartz, judge my vow.\n" * 12,
+    )
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "none"])
+def test_expand_gives_the_bytes_of_a_full_run(
+    tmp_path: Path, corpus: Path, positions: str, norm: Norm, dtype: str
+) -> None:
+    layer = random_layer(
+        d=48, heads=6, kv_heads=2, head_dim=8, norm=norm, vocabulary_size=VOCABULARY
+    )
+    save_layer(tmp_path, "w.safetensors", layer)
+    options = (
+        "--weights", tmp_path / "w.safetensors", "--positions", positions, "--dtype", dtype,
+        "--context-length", 16, "--device", "cpu", "--shard-size", "50kB", "--method", "tables",
+        "--export", "tokens", "--export", "qkv", "--export", "features",
+    )  # fmt: skip
+    full, compact, expanded = (tmp_path / name for name in ("full", "compact", "expanded"))
+    succeed("run", corpus, "--out", full, *options)
+    succeed("run", corpus, "--out", compact, *options, "--artifact", "compact")
+    succeed("expand", compact, "--out", expanded, "--device", "cpu")
+    assert contents(full) == contents(expanded)
+    assert len(read_manifest(full).of_kind("windows")) > 1
+    for out in (full, compact, expanded):
+        succeed("verify", out)
+    windows = next(open_export(expanded).batches(10**6))
+    found = [windows[name] for name in "qkv"]
+    if positions == "learned":
+        assert_within_rule(found, layer.to(DTYPES[dtype]), windows["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--sampling", "random", "--batches", 3, "--seed", 4), id="random"),
+        pytest.param(("--stride", 3), id="overlapping"),
+        pytest.param(("--layout", "bthd", "--export", "qkv"), id="bthd-qkv-only"),
+        pytest.param(("--no-save-weights",), id="no-weights"),
+        pytest.param(("--batches", 1), id="some"),
+    ],
+)
+def test_every_kind_of_job_expands(tmp_path: Path, corpus: Path, options: tuple[object]) -> None:
+    full, compact, expanded = (tmp_path / name for name in ("full", "compact", "expanded"))
+    common = (*SMALL, "--method", "tables", *options)
+    succeed("run", corpus, "--out", full, *common)
+    succeed("run", corpus, "--out", compact, *common, "--artifact", "compact")
+    result = succeed("expand", compact, "--out", expanded, "--device", "cpu", "--json").json
+    assert contents(full) == contents(expanded)
+    assert result["artifact"] == "full"
+    assert result["windows"] == read_manifest(full).windows["count"]
+
+
+def test_the_choice_of_method_does_not_change_the_files(tmp_path: Path, corpus: Path) -> None:
+    for name, method in (("one", "auto"), ("two", "tables")):
+        succeed("run", corpus, "--out", tmp_path / name, *SMALL, "--method", method)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    for name in ("manifest.json", "SHA256SUMS"):
+        assert one.pop(name) != two.pop(name)
+    assert one == two
+
+
+def test_a_compact_export_takes_4_bytes_a_token_and_the_tables(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", a="It is a truth universally acknowledged. " * 4000)
+    out = tmp_path / "out"
+    widths = ("--context-length", 1024, "--d-model", 64, "--heads", 4)
+    options = (*widths, "--artifact", "compact", "--no-save-weights", "--device", "cpu")
+    succeed("run", corpus, "--out", out, *options)
+    manifest = read_manifest(out)
+    tokens = manifest.tokens["count"]
+    (tables,) = manifest.of_kind("tables")
+    rest = sum(entry.bytes for entry in manifest.files) - tables.bytes
+    assert tokens > 20_000
+    assert rest <= 4.1 * tokens
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json", "run.json", "SHA256SUMS", "tables.safetensors", "tokens"
+    }  # fmt: skip
+
+
+def test_without_weights_their_hash_and_source_are_kept(tmp_path: Path, corpus: Path) -> None:
+    for name, extra in (("with", ()), ("without", ("--no-save-weights",))):
+        succeed("run", corpus, "--out", tmp_path / name, *SMALL, *extra)
+    (weights,) = read_manifest(tmp_path / "with").of_kind("weights")
+    manifest = read_manifest(tmp_path / "without")
+    assert manifest.of_kind("weights") == []
+    assert manifest.layer is not None
+    assert manifest.layer["weights_sha256"] == weights.sha256
+    assert manifest.layer["source"] == "seed"
+    shutil.copy(tmp_path / "with" / "weights.safetensors", tmp_path / "own.safetensors")
+    options = ("--weights", tmp_path / "own.safetensors", "--context-length", 16)
+    succeed("run", corpus, "--out", tmp_path / "own", *options, "--no-save-weights")
+    layer = read_manifest(tmp_path / "own").layer
+    assert layer is not None
+    assert (layer["source"], layer["file"]) == ("weights", "own.safetensors")
+    assert layer["weights_sha256"] == weights.sha256
+
+
+@pytest.mark.parametrize("name", ["tables", "weights", "tokens/tokens-00001"])
+def test_a_damaged_file_is_named_and_nothing_is_left(
+    tmp_path: Path, compact: Path, name: str
+) -> None:
+    path = compact / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    result = qkvmill("expand", compact, "--out", tmp_path / "full")
+    assert result.status == 1
+    assert f"{path} is damaged: its bytes do not match the hash" in result.stderr
+    assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize("name", ["tables", "weights", "tokens/tokens-00001"])
+def test_a_missing_file_is_named_and_nothing_is_left(
+    tmp_path: Path, compact: Path, name: str
+) -> None:
+    (compact / f"{name}.safetensors").unlink()
+    result = qkvmill("expand", compact, "--out", tmp_path / "full")
+    assert result.status == 1
+    assert f"{name}.safetensors could not be read or written: No such file" in result.stderr
+    assert not (tmp_path / "full").exists()
+
+
+def test_what_cannot_be_expanded_is_said(tmp_path: Path, export: Path, compact: Path) -> None:
+    def error(*arguments: object) -> str:
+        result = qkvmill("expand", *arguments)
+        assert result.status in (1, 2)
+        assert result.stderr.count("\n") == 1
+        return result.stderr
+
+    assert "is a full export already" in error(export, "--out", tmp_path / "full")
+    assert "is the compact export itself" in error(compact, "--out", compact)
+    assert "holds no finished export" in error(tmp_path, "--out", tmp_path / "full")
+    assert "holds a finished export" in error(compact, "--out", export)
+    assert "--device 'x'" in error(compact, "--out", tmp_path / "full", "--device", "x")
+
+
+def test_overwrite_replaces_a_full_export(compact: Path, export: Path) -> None:
+    expected = contents(export)
+    succeed("expand", compact, "--out", export, "--overwrite", "--device", "cpu")
+    assert contents(export) == expected
+
+
+def test_a_compact_export_is_shown_like_a_full_one(export: Path, compact: Path) -> None:
+    for arguments in (("--window", 3), ("--window", 3, "--json")):
+        full = succeed("inspect", export, *arguments).stdout
+        assert full == succeed("inspect", compact, *arguments).stdout
+    text = succeed("inspect", compact).stdout
+    for expected in ("artifact", "compact", "from the tables", "tables.safetensors", "x "):
+        assert expected in text
+
+
+def test_tables_that_lie_are_found_by_verify(compact: Path) -> None:
+    tensors = load_file(compact / "tables.safetensors")
+    manifest = json.loads((compact / "manifest.json").read_text())
+    entry = next(e for e in manifest["files"] if e["kind"] == "tables")
+    assert entry["tensors"]["token_table"]["shape"] == list(tensors["token_table"].shape)
+    entry["kind"] = "other"
+    (compact / "manifest.json").write_text(json.dumps(manifest))
+    assert "a compact export has one file of tables" in qkvmill("verify", compact).stderr
+
+
+def test_bits_do_not_hang_on_threads(tmp_path: Path, corpus: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            out = tmp_path / str(threads)
+            succeed("run", corpus, "--out", out, *SMALL, "--artifact", "compact")
+    finally:
+        torch.set_num_threads(before)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")

@@ -1,0 +1,157 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels import combine, direct, reference
+from kernels.layer import DTYPES, FirstLayer, Norm, pack
+from kernels.tables import Tables, build
+from tests.helpers import assert_within_rule, nan_outputs, random_ids, random_layer
+
+CPU = torch.device("cpu")
+NORMS: list[Norm] = ["none", "layernorm", "rmsnorm"]
+
+
+def tables_for(layer: FirstLayer, ids: Tensor) -> Tables:
+    return build(layer, torch.unique(ids).to(torch.int32), CPU)
+
+
+def combined(layer: FirstLayer, ids: Tensor) -> list[Tensor]:
+    tables = tables_for(layer, ids)
+    outputs = nan_outputs(layer, *ids.shape)
+    combine.combine(tables, tables.rows(ids), *outputs)
+    return outputs
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("of_e", "of_p"), [(0, 0), (100, 100), (100, -100)], ids=["centred", "offset100", "opposed"]
+)
+@pytest.mark.parametrize(
+    ("windows", "context_length", "d", "heads", "kv_heads", "head_dim"),
+    [
+        pytest.param(300, 1, 17, 3, 1, 5, id="W300-T1-d17"),
+        pytest.param(70, 16, 64, 4, 4, 16, id="W70-T16-d64"),
+        pytest.param(9, 63, 100, 5, 5, 7, id="W9-T63-d100"),
+        pytest.param(1, 5000, 64, 4, 2, 16, id="W1-T5000-d64"),
+        pytest.param(2, 600, 768, 12, 4, 64, id="W2-T600-d768"),
+    ],
+)
+def test_error_against_float64(
+    windows: int, context_length: int, d: int, heads: int, kv_heads: int, head_dim: int,
+    norm: Norm, dtype: str, of_e: float, of_p: float,
+) -> None:  # fmt: skip
+    layer = random_layer(
+        d=d, heads=heads, kv_heads=kv_heads, head_dim=head_dim, context_length=context_length,
+        norm=norm,
+    )  # fmt: skip
+    assert layer.position is not None
+    layer = replace(layer, embedding=layer.embedding + of_e, position=layer.position + of_p)
+    layer = layer.to(DTYPES[dtype])
+    ids = random_ids(windows, context_length)
+    assert_within_rule(combined(layer, ids), layer, ids)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    d=st.integers(8, 130),
+    heads=st.sampled_from([(4, 4), (4, 2), (6, 3), (5, 1)]),
+    head_dim=st.integers(5, 24),
+    context_length=st.integers(1, 70),
+    norm=st.sampled_from(NORMS),
+    positions=st.booleans(),
+    biases=st.booleans(),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    scale=st.sampled_from([1.0, 0.25, 11.3]),
+    dtype=st.sampled_from(list(DTYPES)),
+    seed=st.integers(0, 99),
+)
+def test_direct_and_tables_are_both_within_the_rule(
+    d: int, heads: tuple[int, int], head_dim: int, context_length: int, norm: Norm,
+    positions: bool, biases: bool, offset: float, scale: float, dtype: str, seed: int,
+) -> None:  # fmt: skip
+    layer = random_layer(
+        d=d, heads=heads[0], kv_heads=heads[1], head_dim=head_dim, context_length=context_length,
+        norm=norm, positions=positions, biases=biases, offset=offset, seed=seed,
+    )  # fmt: skip
+    layer = replace(layer, embedding_scale=scale).to(DTYPES[dtype])
+    # Enough tokens that the largest error of either way is no accident of a few numbers.
+    ids = random_ids(-(-400 // context_length), context_length)
+    assert_within_rule(combined(layer, ids), layer, ids)
+    outputs = nan_outputs(layer, *ids.shape)
+    direct.project(pack(layer, CPU), ids, *outputs)
+    assert_within_rule(outputs, layer, ids)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("nearness", [1e-1, 1e-3, 1e-5])
+def test_a_position_that_cancels_a_token_costs_no_accuracy(nearness: float, norm: Norm) -> None:
+    layer = random_layer(norm=norm, context_length=40)
+    assert layer.position is not None
+    embedding = layer.embedding.clone()
+    embedding[5] = nearness * embedding[5] - layer.position[3]
+    layer = replace(layer, embedding=embedding)
+    ids = random_ids(12, 40)
+    ids[2, 3] = 5
+    assert_within_rule(combined(layer, ids), layer, ids)
+    # Were it only gathered and added, it would not be.
+    tables = tables_for(layer, ids)
+    assert tables.position_table is not None
+    row = tables.rows(ids)[2, 3]
+    x = reference.embed(reference.in_float64(layer), ids)[2, 3]
+    weight = torch.cat([layer.q_weight, layer.k_weight, layer.v_weight]).double()
+    centred = x - x.mean() if norm == "layernorm" else x
+    assert layer.norm_weight is not None
+    exact = weight @ (centred * layer.norm_weight)
+    plain = (tables.token_table[row] + tables.position_table[3]).double()
+    if nearness < 1e-2:
+        assert float((plain - exact).abs().max() / exact.abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_two_batchings_give_the_same_bits(
+    norm: Norm, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = random_layer(norm=norm, context_length=37).to(DTYPES[dtype])
+    ids = random_ids(23, 37)
+    tables = tables_for(layer, ids)
+    together = nan_outputs(layer, 23, 37)
+    combine.combine(tables, tables.rows(ids), *together)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(3))
+    apart = nan_outputs(layer, 23, 37)
+    monkeypatch.setattr(combine, "BLOCK_BYTES", 5000)
+    for rows in torch.split(order, 5):
+        outputs = nan_outputs(layer, len(rows), 37)
+        combine.combine(tables, tables.rows(ids[rows]), *outputs)
+        for whole, part in zip(apart, outputs, strict=True):
+            whole[rows] = part
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched() -> None:
+    layer = random_layer(kv_heads=2)
+    ids = random_ids(5, 16)
+    expected = combined(layer, ids)
+    storage = [torch.full((5, 16, 7, 16), torch.nan) for _ in "qkv"]
+    views = [s[:, :, : e.shape[1]].transpose(1, 2) for s, e in zip(storage, expected, strict=True)]
+    tables = tables_for(layer, ids)
+    combine.combine(tables, tables.rows(ids), *views)
+    for view, whole, values in zip(views, storage, expected, strict=True):
+        assert torch.equal(values, view)
+        assert bool(torch.isnan(whole[:, :, values.shape[1] :]).all())
+
+
+def test_a_block_is_a_power_of_two_of_tokens() -> None:
+    assert [combine.block_rows(width) for width in (64, 768, 4096)] == [16384, 2048, 256]
+
+
+def test_no_windows_is_no_work() -> None:
+    layer = random_layer()
+    tables = build(layer, torch.arange(101, dtype=torch.int32), CPU)
+    combine.combine(tables, random_ids(1, 16)[:0], *nan_outputs(layer, 0, 16))

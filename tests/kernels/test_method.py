@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import method
+from kernels.errors import MethodError
+from kernels.method import Asked, Method, choose_method, total_memory
+
+CPU = torch.device("cpu")
+
+
+def choose(asked: Asked, **changes: int) -> Method:
+    counts = {"tokens": 1_000_000, "rows": 10_000, "table_bytes": 10**6, "d_model": 64}
+    return choose_method(asked, device=CPU, **(counts | changes))
+
+
+def test_tables_are_taken_where_tokens_repeat() -> None:
+    chosen = choose("auto")
+    assert chosen.name == "tables"
+    assert "1,000,000 tokens to project are 100.0 times the 10,000 rows" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({"tokens": 39_999}, "4.0 times the 10,000 rows that tables need"),
+        ({"d_model": 7}, "from d-model 8 on, but it is 7"),
+        ({"table_bytes": 10**15}, "tables take 1000000.0 GB, more than half"),
+    ],
+    ids=["few-tokens", "narrow", "large"],
+)
+def test_direct_is_taken_where_they_do_not_pay(counts: dict[str, int], reason: str) -> None:
+    chosen = choose("auto", **counts)
+    assert chosen.name == "direct"
+    assert reason in chosen.reason
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    assert choose("direct").name == "direct"
+    assert choose("tables", tokens=1).name == "tables"
+
+
+@pytest.mark.parametrize("counts", [{"d_model": 7}, {"table_bytes": 10**15}])
+def test_tables_that_cannot_be_had_are_refused(counts: dict[str, int]) -> None:
+    with pytest.raises(MethodError, match=r"--method tables: .*; give --method direct"):
+        choose("tables", **counts)
+
+
+def test_memory_is_no_more_than_the_control_group_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(method, "CGROUP_LIMIT", limit)
+    everything = total_memory(CPU)
+    limit.write_text("max\n")
+    assert total_memory(CPU) == everything > 0
+    limit.write_text("123456\n")
+    assert total_memory(CPU) == 123456

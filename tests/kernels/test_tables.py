@@ -1,0 +1,105 @@
+"""A, B and c against float64; how they are combined is tested in test_combine.py."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels import reference
+from kernels.errors import LayerError
+from kernels.layer import FirstLayer, Norm
+from kernels.tables import BUILD_ROWS, Tables, build, table_bytes
+from tests.helpers import random_layer
+
+CPU = torch.device("cpu")
+NORMS: list[Norm] = ["none", "layernorm", "rmsnorm"]
+
+
+def every_id(layer: FirstLayer) -> torch.Tensor:
+    return torch.arange(layer.vocabulary_size, dtype=torch.int32)
+
+
+def nbytes(tables: Tables) -> int:
+    tensors = [tables.token_ids, tables.token_table, tables.position_table]
+    if tables.norm is not None:
+        norm = tables.norm
+        tensors += [value for value in vars(norm).values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "offset100"])
+def test_a_b_and_c_are_the_algebra_rounded_once(norm: Norm, offset: float) -> None:
+    layer = random_layer(d=100, heads=5, head_dim=7, norm=norm, offset=offset)
+    tables = build(layer, every_id(layer), CPU)
+    exact = reference.in_float64(layer)
+    q, k, v = reference.project(exact, every_id(layer)[:, None].expand(-1, 1))
+    finished = torch.cat([q, k, v], 1).flatten(1)  # of position 0
+    assert tables.position_table is not None
+    out = tables.token_table.double() + tables.position_table[0].double()
+    if tables.norm is not None:
+        x = reference.embed(exact, every_id(layer)[:, None])[:, 0]
+        assert torch.equal(tables.norm.token_features, layer.embedding)
+        if norm == "layernorm":
+            x = x - x.mean(1, keepdim=True)
+        length = x.square().mean(1, keepdim=True)
+        out = out * (length + layer.eps).rsqrt() + tables.norm.constant.double()
+    scale = float(finished.abs().max())
+    assert float((out - finished).abs().max()) < 3 * torch.finfo(torch.float32).eps * scale
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_positions_rows_are_finished(norm: Norm) -> None:
+    layer = replace(random_layer(norm=norm, positions=False), embedding_scale=2.5)
+    tables = build(layer, every_id(layer), CPU)
+    assert tables.position_table is None
+    assert tables.norm is None
+    exact = reference.project(reference.in_float64(layer), every_id(layer)[:, None])
+    expected = torch.cat(exact, 1).flatten(1).float()
+    assert float((expected - tables.token_table).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_row_hangs_on_its_token_alone(norm: Norm) -> None:
+    layer = random_layer(vocabulary_size=1300, norm=norm, d=48, head_dim=11)
+    whole = build(layer, every_id(layer), CPU)
+    for ids in (every_id(layer)[700:701], every_id(layer)[3::7]):
+        part = build(layer, ids, CPU)
+        assert torch.equal(whole.token_table[ids.long()], part.token_table)
+    longer = random_layer(context_length=2 * BUILD_ROWS + 5, norm=norm)
+    once = build(longer, every_id(longer)[:3], CPU)
+    assert once.position_table is not None
+    assert bool(torch.isfinite(once.position_table).all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "no-positions"])
+def test_their_size_is_known_before(norm: Norm, positions: bool) -> None:
+    layer = random_layer(norm=norm, positions=positions, kv_heads=2)
+    tables = build(layer, every_id(layer)[:9], CPU)
+    expected = table_bytes(
+        tokens=9, positions=16 if positions else 0, d_model=64, total_width=8 * 16, norm=norm
+    )
+    assert expected == nbytes(tables)
+
+
+def test_progress_counts_every_row() -> None:
+    layer = random_layer(vocabulary_size=1300)
+    done: list[int] = []
+    build(layer, every_id(layer), CPU, done.append)
+    assert sum(done) == 1300 + 16
+
+
+def test_a_token_without_a_row_is_an_error() -> None:
+    layer = random_layer()
+    tables = build(layer, torch.tensor([3, 7, 9], dtype=torch.int32), CPU)
+    ids = torch.tensor([[7, 3], [9, 9]], dtype=torch.int32)
+    assert tables.rows(ids).tolist() == [[1, 0], [2, 2]]
+    for wrong in (4, 10, -1, 2**30):
+        with pytest.raises(LayerError, match=f"no row for token {wrong}$"):
+            tables.rows(torch.tensor([[3, wrong]], dtype=torch.int32))
+
+
+def test_a_layer_too_narrow_to_be_exact_is_refused() -> None:
+    with pytest.raises(LayerError, match="d-model is 7; give --method direct"):
+        build(random_layer(d=7, head_dim=3), torch.zeros(1, dtype=torch.int32), CPU)
