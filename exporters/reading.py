@@ -116,9 +116,10 @@ class Export:
     def _rows(self, entry: FileEntry, low: int, high: int) -> dict[str, Tensor]:
         """Rows [low, high) of every tensor of a shard."""
         try:
-            if self._shard[0] != entry.name:
-                self._shard = (entry.name, safe_open(self.root / entry.name, framework="pt"))
-            file = self._shard[1]
+            kept, file = self._shard
+            if kept != entry.name:
+                file = safe_open(self.root / entry.name, framework="pt")
+                self._shard = (entry.name, file)
             return {name: file.get_slice(name)[low:high] for name in entry.tensors}
         except (OSError, SafetensorError) as error:
             raise ExportError(

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import RawIOBase
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import torch
 from torch import Tensor
 
 from exporters.errors import ExportError
-from exporters.files import HASH_BLOCK, FileRecord, whole_file
+from exporters.files import FileRecord, whole_file
+
+Shape = tuple[torch.dtype, tuple[int, ...]]
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -31,68 +36,125 @@ FORMAT_NAMES = {
 """dtype -> its name in a file, in the order in which the library lays tensors out."""
 
 
+AHEAD = 3  # pieces that may still be hashed while the next is made: a maker needs AHEAD + 1 buffers
+
+
 def write_tensors(
     root: Path, name: str, tensors: Mapping[str, Tensor], metadata: tuple[str, str] | None = None
 ) -> FileRecord:
     """Write CPU tensors to root/name, without copying those that are contiguous.
 
-    The bytes are those of the safetensors library. They are written here so that a second thread
-    can hash them from memory meanwhile, instead of reading the file again, and so that a full disk
-    is an OSError with its reason.
-
     Raises:
         ExportError: if the file cannot be written, with the path and the reason.
     """
-    pieces = _pieces(tensors, metadata)
+    declared, pieces = _whole(tensors)
+    return write_pieces(root, name, declared, pieces, metadata)
+
+
+def write_pieces(
+    root: Path,
+    name: str,
+    declared: Mapping[str, Shape],
+    pieces: Iterable[Tensor],
+    metadata: tuple[str, str] | None = None,
+) -> FileRecord:
+    """Write tensors to root/name from pieces that are made while they are written.
+
+    The bytes are those of the safetensors library, which takes whole tensors only. A second thread
+    hashes each piece from memory, instead of reading the file again; and a full disk is an OSError
+    with its reason.
+
+    Args:
+        declared: dtype and shape of each tensor.
+        pieces: contiguous CPU tensors whose bytes, one after the other, are those of the tensors in
+            the order of `file_order`. A piece may be changed once AHEAD others were made after it.
+
+    Raises:
+        ExportError: if the file cannot be written, with the path and the reason.
+        ValueError: if the pieces have other bytes than what was declared.
+    """
+    header = _header(declared, metadata)
+    digest = hashlib.sha256(header)
+    size = len(header)
+    hashing: deque[Future[None]] = deque()
     try:
         with (
             whole_file(root, name) as part,
             part.open("wb", buffering=0) as file,
-            ThreadPoolExecutor(1) as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="hash") as pool,
         ):
-            digest = pool.submit(_sha256, pieces)
+            _write_all(file, memoryview(header))
             for piece in pieces:
-                # One write takes 2 GB at most, and may take less than it is given.
-                done = 0
-                while done < len(piece):
-                    done += file.write(piece[done:])
-            sha256 = digest.result()
+                view = piece.reshape(-1).view(torch.uint8).numpy().data
+                hashing.append(pool.submit(digest.update, view))
+                _write_all(file, view)
+                size += len(view)
+                while len(hashing) > AHEAD:
+                    hashing.popleft().result()
+            for future in hashing:
+                future.result()
+            if size != len(header) + sum(bytes_of(*shape) for shape in declared.values()):
+                raise ValueError(f"{name}: the pieces have {size} bytes, not what was declared")
     except OSError as error:
         raise ExportError(f"{root / name} could not be written: {error.strerror}") from error
-    return FileRecord(name, sum(map(len, pieces)), sha256)
+    return FileRecord(name, size, digest.hexdigest())
 
 
 def record_of(
     name: str, tensors: Mapping[str, Tensor], metadata: tuple[str, str] | None = None
 ) -> FileRecord:
     """The record of the file that write_tensors would write."""
-    pieces = _pieces(tensors, metadata)
-    return FileRecord(name, sum(map(len, pieces)), _sha256(pieces))
+    declared, pieces = _whole(tensors)
+    header = _header(declared, metadata)
+    digest, size = hashlib.sha256(header), len(header)
+    for piece in pieces:
+        view = piece.reshape(-1).view(torch.uint8).numpy().data
+        digest.update(view)
+        size += len(view)
+    return FileRecord(name, size, digest.hexdigest())
 
 
-def _pieces(tensors: Mapping[str, Tensor], metadata: tuple[str, str] | None) -> list[memoryview]:
-    """The bytes of a safetensors file: its header, then the tensors by dtype and name."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict([metadata])}
-    pieces = []
-    end = 0
+def file_order(dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """The names of tensors in the order in which they stand in a file: by dtype, then by name."""
     order = list(FORMAT_NAMES)
-    for name, tensor in sorted(tensors.items(), key=lambda t: (order.index(t[1].dtype), t[0])):
-        flat = tensor.detach().contiguous().reshape(-1)
-        begin, end = end, end + flat.nbytes
+    return sorted(dtypes, key=lambda name: (order.index(dtypes[name]), name))
+
+
+def bytes_of(dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """Bytes of a tensor."""
+    return dtype.itemsize * prod(shape)
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Shape], list[Tensor]]:
+    """What tensors are, and they themselves as pieces."""
+    declared = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    names = file_order({name: dtype for name, (dtype, _) in declared.items()})
+    return declared, [tensors[name].detach().contiguous() for name in names]
+
+
+def _header(declared: Mapping[str, Shape], metadata: tuple[str, str] | None) -> bytes:
+    """The bytes of a file before its tensors.
+
+    There is at most one metadata key: the library writes two or more in random order
+    (huggingface/safetensors issue 584), and the bytes here are to be the library's.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict([metadata])}
+    end = 0
+    for name in file_order({name: dtype for name, (dtype, _) in declared.items()}):
+        dtype, shape = declared[name]
+        begin, end = end, end + bytes_of(dtype, shape)
         header[name] = {
-            "dtype": FORMAT_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": FORMAT_NAMES[dtype],
+            "shape": list(shape),
             "data_offsets": [begin, end],
         }
-        pieces.append(flat.view(torch.uint8).numpy().data)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return [memoryview(struct.pack("<Q", len(text)) + text), *pieces]
+    return struct.pack("<Q", len(text)) + text
 
 
-def _sha256(pieces: Iterable[memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        for begin in range(0, len(piece), HASH_BLOCK):
-            digest.update(piece[begin : begin + HASH_BLOCK])
-    return digest.hexdigest()
+def _write_all(file: RawIOBase, view: memoryview) -> None:
+    """One write takes 2 GB at most, and may take less than it is given."""
+    done = 0
+    while done < len(view):
+        done += file.write(view[done:]) or 0

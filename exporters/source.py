@@ -28,11 +28,14 @@ class WindowSource:
 def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) -> None:
     """Write windows first to stop - 1 into tensors of any device, one row a window.
 
+    `out` names any of the tensors of a window; q, k and v together unless they are `separate`.
+
     Raises:
         LayerError: if the tables lack a token of the stream.
     """
     starts = source.windows.starts(first, stop)
-    windows = cut_windows(source.stream, starts, source.windows.context_length)
+    length = source.windows.context_length
+    windows = cut_windows(source.stream, starts, length, documents="document_ids" in out)
     for name in ("window_start", "input_ids", "target_ids", "document_ids"):
         if name in out:
             out[name].copy_(getattr(windows, name))
@@ -45,24 +48,27 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
         same = out[name].device.type == device.type
         return out[name] if same else out[name].new_empty(out[name].shape, device=device)
 
-    results: dict[str, Tensor] = {}
-    if "x" in out and source.layer is not None:
-        results |= {"x": on_device("x"), "y": on_device("y")}
-        backend.embed(source.layer, windows.input_ids.to(device), results["x"])
-        backend.embed(source.layer, windows.target_ids.to(device), results["y"])
-    if "q" in out:
-        results |= {name: on_device(name) for name in ("q", "k", "v")}
-        swap = source.layout == "bthd"
-        by_head = [results[name].transpose(1, 2) if swap else results[name] for name in "qkv"]
-        if source.tables is not None:
-            backend.combine(
-                source.tables, source.tables.rows(windows.input_ids).to(device), *by_head
-            )
-        elif source.layer is not None:
-            backend.project(source.layer, windows.input_ids.to(device), *by_head)
+    results = {name: on_device(name) for name in ("x", "y", "q", "k", "v") if name in out}
+    if source.layer is not None:
+        for name, ids in (("x", windows.input_ids), ("y", windows.target_ids)):
+            if name in results:
+                backend.embed(source.layer, ids.to(device), results[name])
+    projected = {name: results[name] for name in ("q", "k", "v") if name in results}
+    if source.layout == "bthd":
+        projected = {name: tensor.transpose(1, 2) for name, tensor in projected.items()}
+    if projected and source.tables is not None:
+        rows = source.tables.rows(windows.input_ids).to(device)
+        backend.combine(source.tables, rows, **projected)
+    elif projected and source.layer is not None:
+        backend.project(source.layer, windows.input_ids.to(device), **projected)
     for name, result in results.items():
         if result is not out[name]:
             out[name].copy_(result)
+
+
+def separate(backend: Backend | None, method: str | None) -> bool:
+    """Whether each tensor can be computed without the others for no more than all together."""
+    return backend is None or (backend.device.type == "cpu" and method != "direct")
 
 
 def steps(first: int, stop: int, context_length: int) -> list[tuple[int, int]]:

@@ -125,7 +125,7 @@ class TokenStream:
         self._files: list[Any] = [
             safe_open(root / part.file.name, framework="pt") for part in parts
         ]
-        self._starts: dict[int, Tensor] = {}
+        self._starts = (-1, torch.empty(0, dtype=torch.int64))
 
     def read(self, start: int, stop: int) -> Tensor:
         """The ids of the stretch [start, stop), int32."""
@@ -142,10 +142,13 @@ class TokenStream:
         pieces = []
         for index, low, high in self._overlaps(start, stop):
             part = self._parts[index]
-            if index not in self._starts:
-                self._starts = {index: self._files[index].get_tensor("document_starts")}
+            # The last part's starts are kept; threads may replace each other's, but use their own.
+            kept, starts = self._starts
+            if kept != index:
+                starts = self._files[index].get_tensor("document_starts")
+                self._starts = (index, starts)
             places = torch.arange(part.first_token + low, part.first_token + high)
-            before = torch.searchsorted(self._starts[index], places, right=True)
+            before = torch.searchsorted(starts, places, right=True)
             pieces.append((before + (part.first_document - 1)).to(torch.int32))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 

@@ -34,24 +34,31 @@ class Windows:
     window_start: Tensor  # int64 [W]
     input_ids: Tensor  # int32 [W, T]
     target_ids: Tensor  # int32 [W, T]
-    document_ids: Tensor  # int32 [W, T]
+    document_ids: Tensor | None  # int32 [W, T]
 
 
-def cut_windows(stream: TokenStream, starts: Tensor, context_length: int) -> Windows:
-    """Read the windows that begin at `starts` (int64 [W])."""
+def cut_windows(
+    stream: TokenStream, starts: Tensor, context_length: int, *, documents: bool = True
+) -> Windows:
+    """Read the windows that begin at `starts` (int64 [W]), with their documents or without."""
     length = context_length + 1
+    found = None
     first, last = int(starts.min()), int(starts.max())
     if last + length - first <= 2 * length * len(starts):
         # Windows that lie close together are cut from one stretch.
         places = (starts - first).unsqueeze(1) + torch.arange(length)
         ids = stream.read(first, last + length)[places]
-        documents = stream.documents(first, last + length)[places[:, :-1]]
+        if documents:
+            found = stream.documents(first, last + length)[places[:, :-1]]
     else:
         ids = torch.stack([stream.read(at, at + length) for at in starts.tolist()])
-        documents = torch.stack([stream.documents(at, at + length - 1) for at in starts.tolist()])
+        if documents:
+            found = torch.stack(
+                [stream.documents(at, at + context_length) for at in starts.tolist()]
+            )
     return Windows(
         window_start=starts.clone(),
         input_ids=ids[:, :-1].contiguous(),
         target_ids=ids[:, 1:].contiguous(),
-        document_ids=documents,
+        document_ids=found,
     )

@@ -1,5 +1,6 @@
 """`python -m jobs` and `qkvmill`: the same command."""
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 
 def main() -> None:
     """Check that the packages imported are ours, then hand over to the command line."""
+    # Collecting among torch's hundred thousands of lasting objects costs a second, much of it at
+    # the very end.
+    gc.disable()
     root = Path(__file__).resolve().parent.parent
     for name in ("kernels", "exporters"):
         package = importlib.import_module(name)
@@ -18,6 +22,8 @@ def main() -> None:
             )
     from jobs.cli import main as command_line
 
+    gc.freeze()
+    gc.enable()
     sys.exit(command_line())
 
 

@@ -13,9 +13,9 @@ STAGES = {
     "tokenise": "text to token ids, written",
     "layer": "parameters from the seed",
     "build": "tables, written to .work/",
-    "windows": "the two below, at the same time",
-    "compute": "q, k and v of the next shard",
-    "write": "write, hash and sync a shard",
+    "windows": "shards, by the two below",
+    "compute": "q, k and v",
+    "write": "write, hash and sync",
 }
 
 

@@ -14,7 +14,7 @@ from exporters.folder import WEIGHTS, WORK
 from exporters.layerfile import layer_record, save_layer
 from exporters.manifest import FileEntry
 from exporters.tablefile import TABLES, load_tables, save_tables, table_tensors
-from jobs.compute import entry_of
+from jobs.compute import entry_of, shapes
 from jobs.config import JobConfig
 from jobs.layers import describe_layer
 from jobs.progress import Reporter
@@ -54,7 +54,7 @@ def make_parameters(
     entries = []
     if config.save_weights:
         weights = save_layer(config.out, WEIGHTS, layer)
-        entries.append(entry_of(weights, "weights", layer.named_tensors()))
+        entries.append(entry_of(weights, "weights", shapes(layer.named_tensors())))
     else:
         weights = layer_record(WEIGHTS, layer)
     tables = packed = None
@@ -67,7 +67,7 @@ def make_parameters(
         if config.artifact == "compact":
             move(config.out, KEPT, TABLES)
             record = FileRecord(TABLES, record.bytes, record.sha256)
-            entries.append(entry_of(record, "tables", table_tensors(tables)))
+            entries.append(entry_of(record, "tables", shapes(table_tensors(tables))))
     if tables is None or "features" in config.export:
         packed = pack(layer, backend.device)
     return Parameters(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from exporters.contents import window_bytes
 from exporters.errors import ExportError
 from exporters.folder import check_claim, check_space
+from exporters.source import separate
 from exporters.tokens import PART_TOKENS
+from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
 from jobs.corpus import find_files
 from jobs.layers import layer_shape, load_weights
@@ -70,8 +72,13 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     layer_bytes = shape.bytes if shape else 0
     # A layer is rounded to a half dtype beside its float32 self, before there is any shard.
     rounding = 0 if config.dtype == "float32" else 2 * layer_bytes
-    # One shard is written while the next is computed.
-    shards = min(2 * per_shard, windows) * window_bytes(plans) if full else 0
+    shards = -(-windows // per_shard) if full else 0
+    buffers = buffer_bytes(
+        plans,
+        shards,
+        min(per_shard, windows) * window_bytes(plans),
+        pieces=separate(backend, method.name if method else "direct"),
+    )
     return Plan(
         documents=totals.documents,
         skipped_files=corpus.skipped_files,
@@ -81,14 +88,14 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
         distinct_tokens=distinct,
         windows=windows,
         dropped_tokens=dropped,
-        shards=-(-windows // per_shard) if full else 0,
+        shards=shards,
         token_bytes=size.token_bytes,
         weight_bytes=size.weight_bytes,
         table_bytes=size.table_bytes,
         window_bytes=size.window_bytes,
         total_bytes=size.total_bytes,
         disk_bytes=size.disk_bytes,
-        memory_bytes=layer_bytes + max(rounding, size.table_bytes + shards) + 4 * PART_TOKENS,
+        memory_bytes=layer_bytes + max(rounding, size.table_bytes + buffers) + 4 * PART_TOKENS,
         device=str(backend.device) if backend else None,
         kernel=backend.kernel if backend else None,
         reason=backend.reason if backend else None,

@@ -10,7 +10,7 @@ from exporters.shards import write_tensors
 from exporters.source import WindowSource
 from exporters.tokens import TokenStream, TokenWriter
 from exporters.windows import STARTS, WindowPlan
-from jobs.compute import entry_of, write_shards
+from jobs.compute import entry_of, shapes, write_shards
 from jobs.config import JobConfig
 from jobs.corpus import find_files
 from jobs.layers import LayerShape, check_ids, layer_shape, load_weights, make_layer
@@ -174,4 +174,4 @@ def _write_starts(root: Path, windows: WindowPlan) -> list[FileEntry]:
         return []
     tensors = {"window_start": windows.random_starts}
     record = write_tensors(root, STARTS, tensors, ("format", "pt"))
-    return [entry_of(record, "windows", tensors, 0, windows.count)]
+    return [entry_of(record, "windows", shapes(tensors), 0, windows.count)]

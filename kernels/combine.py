@@ -26,23 +26,28 @@ def block_rows(width: int) -> int:
     return 1 << max(0, rows.bit_length() - 1)
 
 
-def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Write q [W, H, T, Dh], k and v [W, Hk, T, Dh] for rows of A, int32 [W, T].
+def combine(
+    tables: Tables,
+    rows: Tensor,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+) -> None:
+    """Write those of q [W, H, T, Dh], k and v [W, Hk, T, Dh] that are given, for rows of A.
 
-    Computed in float32 and rounded once, to the dtype of the outputs, which may be of any strides.
-    Every output hangs on its token and position alone, not on what else is combined with it.
+    `rows` is int32 [W, T]. Computed in float32 and rounded once, to the dtype of the outputs, which
+    may be of any strides. Every output hangs on its token and position alone, not on what else is
+    combined with it.
     """
     scale = lost = None
     if tables.norm is not None:
         scale, lost = rescaling(tables.norm, rows, _lengths(tables.norm, rows))
-    first = 0
-    for target in (q, k, v):
-        width = target.shape[1] * tables.head_dim
-        columns = slice(first, first + width)
-        _combine_columns(tables, columns, rows, scale, target)
-        first += width
+    outputs = (q, k, v)
+    for columns, target in zip(tables.columns, outputs, strict=True):
+        if target is not None:
+            _combine_columns(tables, columns, rows, scale, target)
     if lost is not None:
-        recompute(tables, rows, lost, (q, k, v))
+        recompute(tables, rows, lost, outputs)
 
 
 def _combine_columns(

@@ -28,8 +28,10 @@ class Backend:
     precision: str  # how float32 products of method direct are formed: "ieee" or "tf32"
     reason: str
     embed: Callable[[PackedLayer, Tensor, Tensor], None]
-    project: Callable[[PackedLayer, Tensor, Tensor, Tensor, Tensor], None]
-    combine: Callable[[Tables, Tensor, Tensor, Tensor, Tensor], None]
+    project: Callable[..., None]  # PackedLayer, ids, q, k, v
+    combine: Callable[
+        ..., None
+    ]  # Tables, rows, q, k, v; on the CPU any of the three may be left out
     place: dict[str, Any]  # what of the machine decides the bits
     direct_shape: Callable[[PackedLayer], dict[str, Any]]  # of the kernels' blocks, likewise
     tables_shape: Callable[[Tables], dict[str, Any]]

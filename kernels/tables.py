@@ -16,7 +16,7 @@ product would lose what cancels between them; and the few rows where E[t] and P[
 which A + B could not give exactly, are computed from x altogether.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -71,6 +71,13 @@ class Tables:
     heads: int
     kv_heads: int
     head_dim: int
+
+    @property
+    def columns(self) -> tuple[slice, slice, slice]:
+        """Where q, k and v stand in a row of A, of B and of c."""
+        k_start = self.heads * self.head_dim
+        v_start = k_start + self.kv_heads * self.head_dim
+        return slice(0, k_start), slice(k_start, v_start), slice(v_start, None)
 
     @cached_property
     def _row_of(self) -> Tensor:
@@ -213,20 +220,17 @@ def rescaling(norm: NormTables, rows: Tensor, lengths: Tensor) -> tuple[Tensor, 
     return scale, (lengths < LOST * larger).nonzero()
 
 
-def recompute(
-    tables: Tables, rows: Tensor, lost: Tensor, outputs: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def recompute(tables: Tables, rows: Tensor, lost: Tensor, outputs: Sequence[Tensor | None]) -> None:
     """Write the tokens whose A[t] + B[p] cancels from x itself, one by one, in float64.
 
     Args:
         rows: of A, int32 [W, T].
         lost: indices (w, t) as `rescaling` gives them.
-        outputs: q [W, H, T, Dh], k and v [W, Hk, T, Dh].
+        outputs: q [W, H, T, Dh], k and v [W, Hk, T, Dh]; None for what is not wanted.
     """
     norm = tables.norm
     if norm is None or len(lost) == 0:
         return
-    heads = [tables.heads, tables.kv_heads, tables.kv_heads]
     weight, constant = norm.weight.double(), norm.constant.double()
     for window, position in lost.tolist():
         x = norm.token_features[rows[window, position].long()].double()
@@ -234,9 +238,10 @@ def recompute(
         if norm.token_means is not None:
             x -= x.mean()
         x *= (x.square().mean() + norm.eps).rsqrt()
-        by_head = (torch.mv(weight, x) + constant).view(-1, tables.head_dim)
-        for output, part in zip(outputs, torch.split(by_head, heads), strict=True):
-            output[window, :, position] = part.float()
+        value = (torch.mv(weight, x) + constant).float()
+        for output, columns in zip(outputs, tables.columns, strict=True):
+            if output is not None:
+                output[window, :, position] = value[columns].view(-1, tables.head_dim)
 
 
 def _fold(layer: FirstLayer) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@ import hashlib
 import os
 import resource
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from exporters.errors import ExportError
 from exporters.files import FileRecord
-from exporters.shards import DTYPE_NAMES, record_of, write_tensors
+from exporters.shards import AHEAD, DTYPE_NAMES, record_of, write_pieces, write_tensors
 from tests.helpers import ROOT, run_python
 
 TENSORS = {
@@ -62,6 +63,30 @@ def test_the_bytes_are_those_of_the_safetensors_library(
     assert ours == theirs
     expected = FileRecord("ours", len(theirs), hashlib.sha256(theirs).hexdigest())
     assert record == expected == record_of("ours", tensors, metadata)
+
+
+def test_pieces_are_hashed_before_they_are_changed(tmp_path: Path) -> None:
+    values = torch.randn(40, 1 << 15)
+    buffers = [torch.empty(1 << 15) for _ in range(AHEAD + 1)]
+
+    def pieces() -> Iterator[torch.Tensor]:
+        for turn, row in enumerate(values):
+            buffer = buffers[turn % len(buffers)]
+            buffer.copy_(row)
+            yield buffer
+
+    declared = {"x": (torch.float32, (40, 1 << 15))}
+    record = write_pieces(tmp_path, "pieces", declared, pieces())
+    assert record == write_tensors(tmp_path, "pieces", {"x": values})
+    assert record.sha256 == hashlib.sha256((tmp_path / "pieces").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_pieces_of_another_size_are_refused(tmp_path: Path, count: int) -> None:
+    declared = {"x": (torch.int32, (3, 5))}
+    with pytest.raises(ValueError, match="not what was declared"):
+        write_pieces(tmp_path, "x", declared, [torch.zeros(5, dtype=torch.int32)] * count)
+    assert os.listdir(tmp_path) == []
 
 
 def test_views_are_written_as_they_look(tmp_path: Path) -> None:

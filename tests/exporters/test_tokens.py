@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,16 @@ def test_the_distinct_ids_are_counted_without_their_stream() -> None:
     assert seen.ids().tolist() == [3, 7, 300_000]
     assert seen.ids().dtype == torch.int32
     assert (len(seen), seen.largest) == (3, 300_000)
+
+
+def test_threads_may_read_different_parts_at_once(tmp_path: Path) -> None:
+    documents = [[7] * 50 for _ in range(200)]
+    stream = write(tmp_path, documents, part_tokens=100)
+
+    def owners(start: int) -> list[int]:
+        return stream.documents(start, start + 60).tolist()
+
+    starts = [(37 * turn) % 9900 for turn in range(2000)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(owners, starts))
+    assert found == [[place // 50 for place in range(s, s + 60)] for s in starts]

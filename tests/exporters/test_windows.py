@@ -17,6 +17,7 @@ def test_windows_are_cut_with_targets_one_on(tmp_path: Path, starts: list[int]) 
         writer.start_document()
         writer.append(np.arange(first, first + 9) * 10)
     windows = cut_windows(TokenStream(tmp_path, writer.close()), torch.tensor(starts), 5)
+    assert windows.document_ids is not None
     for row, start in enumerate(starts):
         places = range(start, start + 5)
         assert [10 * p for p in places] == windows.input_ids[row].tolist()

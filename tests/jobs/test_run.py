@@ -89,8 +89,9 @@ def test_the_tail_is_counted(tmp_path: Path, corpus: Path) -> None:
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
 @pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+@pytest.mark.parametrize("method", ["direct", "tables"])
 def test_q_k_and_v_of_a_weights_file_are_within_the_error_rule(
-    tmp_path: Path, corpus: Path, layout: str, norm: Norm, dtype: str
+    tmp_path: Path, corpus: Path, method: str, layout: str, norm: Norm, dtype: str
 ) -> None:
     layer = random_layer(d=48, heads=6, kv_heads=2, head_dim=8, norm=norm, vocabulary_size=100300)
     save_layer(tmp_path, "w.safetensors", layer)
@@ -98,6 +99,7 @@ def test_q_k_and_v_of_a_weights_file_are_within_the_error_rule(
     succeed(
         "run", corpus, "--out", out, "--weights", tmp_path / "w.safetensors", "--dtype", dtype,
         "--context-length", 16, "--layout", layout, "--device", "cpu", "--shard-size", "90kB",
+        "--method", method,
     )  # fmt: skip
     tensors = shards(out)
     found = [tensors[name] for name in "qkv"]

@@ -1,0 +1,86 @@
+"""The window stage: shards of several threads, by pieces and whole."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from exporters import shards
+from exporters.contents import window_tensors
+from exporters.errors import ExportError
+from exporters.layerfile import save_layer
+from jobs import compute
+from jobs.compute import buffer_bytes
+from jobs.outputs import allocate
+from tests.helpers import qkvmill, random_layer, succeed, write_corpus
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[object, ...]:
+    """A job of several shards with a norm and all tensors."""
+    corpus = write_corpus(tmp_path / "corpus", a="Pack my box with five dozen liquor jugs. " * 60)
+    layer = random_layer(d=48, heads=6, kv_heads=2, head_dim=8, norm="layernorm",
+                         vocabulary_size=100300)  # fmt: skip
+    save_layer(tmp_path, "w.safetensors", layer)
+    return (
+        "run", corpus, "--weights", tmp_path / "w.safetensors", "--context-length", 16,
+        "--device", "cpu", "--shard-size", "40kB", "--batch-size", 1, "--export", "tokens",
+        "--export", "features", "--export", "qkv",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["tables", "direct"])
+def test_bytes_do_not_hang_on_threads_or_pieces(
+    tmp_path: Path, command: tuple[object, ...], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    sums = set()
+    try:
+        for threads, piece in ((1, 1), (2, 8 << 20), (3, 2000)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(compute, "PIECE_BYTES", piece)
+            out = tmp_path / f"{threads}"
+            summary = succeed(*command, "--out", out, "--method", method, "--json").json
+            assert summary["shards"] > 3
+            assert summary["method"] == method
+            sums.add((out / "SHA256SUMS").read_text())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("method", ["tables", "direct"])
+def test_a_shard_that_cannot_be_written_stops_the_job(
+    tmp_path: Path, command: tuple[object, ...], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    written = shards.write_pieces
+
+    def fail(root: Path, name: str, *rest: object) -> object:
+        if "00003-of" in name:
+            raise ExportError(f"{root / name} could not be written: No space left on device")
+        return written(root, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "write_pieces", fail)
+    monkeypatch.setattr(compute, "write_pieces", fail)
+    result = qkvmill(*command, "--out", out, "--method", method, "--quiet")
+    assert result.status == 1
+    assert "shard-00003-of" in result.stderr
+    assert "No space left on device" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (out / "manifest.json").exists()
+
+
+def test_the_buffers_are_counted() -> None:
+    plans = window_tensors(
+        ["qkv"], context_length=2048, layout="bhtd", dtype="float32", heads=16, kv_heads=4,
+        head_dim=128,
+    )  # fmt: skip
+    whole = sum(t.nbytes for t in allocate(plans, 3, pinned=False).values())
+    assert buffer_bytes(plans, 1, whole, pieces=False) == whole
+    assert buffer_bytes(plans, 9, whole, pieces=False) == 2 * whole
+    q = 4 * 16 * 2048 * 128  # larger than a piece, so a piece is one window of it
+    threads = torch.get_num_threads()
+    assert buffer_bytes(plans, 100, whole, pieces=True) == threads * 4 * q
+    assert buffer_bytes(plans, 1, whole, pieces=True) == 4 * q
