@@ -68,7 +68,7 @@ def compare(text: Path, d_model: int, rounds: int, scratch: Path) -> dict[str, o
 
     def run(out: Path) -> list[str]:
         command = [sys.executable, "-m", "jobs", "run", str(text), "--out", str(out), "--quiet"]
-        return [*command, *width, "--heads", str(d_model // 64), "--device", "cpu"]
+        return [*command, *width, "--heads", str(max(1, d_model // 64)), "--device", "cpu"]
 
     seconds_of(run(export))
     manifest = json.loads((export / "manifest.json").read_text())

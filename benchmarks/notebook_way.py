@@ -1,6 +1,6 @@
 """The notebook's way scaled up: what one would write by hand, batch after batch, to safetensors.
 
-    python benchmarks/notebook_way.py TEXT OUT --d-model 768 --heads 12
+    python benchmarks/notebook_way.py TEXT OUT --d-model 768
 
 tiktoken, nn.Embedding, sinusoidal positions added, three nn.Linear, save_file for each shard. It
 writes ids, targets, q, k and v; nothing is hashed or synced. q, k and v are left as [W, T, d], as

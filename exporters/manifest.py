@@ -18,7 +18,7 @@ HASHES = "SHA256SUMS"
 RUN = "run.json"
 MAX_MANIFEST_BYTES = 512 << 20
 
-GARBLED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+GARBLED = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 """What reading JSON of the wrong shape raises."""
 
 

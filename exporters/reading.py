@@ -13,7 +13,7 @@ from exporters.errors import ExportError
 from exporters.files import FileRecord
 from exporters.folder import WEIGHTS
 from exporters.layerfile import load_layer
-from exporters.manifest import FileEntry, Manifest, garbled_is_damaged, read_manifest
+from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged, read_manifest
 from exporters.source import WindowSource, fill
 from exporters.tablefile import TABLES, load_tables
 from exporters.tokens import TokenPart, TokenStream
@@ -36,7 +36,7 @@ class Export:
         with garbled_is_damaged(root):
             self._plans = exported_tensors(self.manifest)
         self._shard: tuple[str, Any] = ("", None)
-        self._sources: dict[torch.device, WindowSource] = {}
+        self._sources: dict[torch.device, WindowSource] = {}  # of a compact export, by device
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "manifest": self.manifest, "_plans": self._plans}
@@ -77,7 +77,7 @@ class Export:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")
-        place = torch.device(device)
+        place = choose(str(device), DTYPES[self.manifest.job["dtype"]]).device
         for first in range(0, len(self), batch_size):
             yield self._read(first, min(first + batch_size, len(self)), place)
 
@@ -90,11 +90,8 @@ class Export:
                 for name, plan in self._plans.items()
             }
             if device not in self._sources:
-                self._sources[device] = open_source(
-                    self.root,
-                    self.manifest,
-                    choose(str(device), DTYPES[self.manifest.job["dtype"]]),
-                )
+                backend = choose(str(device), DTYPES[self.manifest.job["dtype"]])
+                self._sources[device] = open_source(self.root, self.manifest, backend)
             fill(self._sources[device], first, stop, out)
             return out
 
@@ -143,6 +140,8 @@ def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSourc
     Raises:
         ExportError: if a file cannot be read.
     """
+    if [entry.name for entry in manifest.of_kind("tables")] != [TABLES]:
+        raise ExportError(f"{root / MANIFEST} names no {TABLES}; run qkvmill verify {root}")
     layer = None
     if "features" in manifest.job["export"]:
         length = manifest.windows["context_length"]

@@ -34,9 +34,13 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
         LayerError: if the tables lack a token of the stream.
     """
     starts = source.windows.starts(first, stop)
+    if "window_start" in out:
+        out["window_start"].copy_(starts)
+    if out.keys() == {"window_start"}:
+        return
     length = source.windows.context_length
     windows = cut_windows(source.stream, starts, length, documents="document_ids" in out)
-    for name in ("window_start", "input_ids", "target_ids", "document_ids"):
+    for name in ("input_ids", "target_ids", "document_ids"):
         if name in out:
             out[name].copy_(getattr(windows, name))
     if source.backend is None:
@@ -45,7 +49,7 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
 
     def on_device(name: str) -> Tensor:
         """The output itself where it is on the device that computes, else a buffer to copy from."""
-        same = out[name].device.type == device.type
+        same = out[name].device == device
         return out[name] if same else out[name].new_empty(out[name].shape, device=device)
 
     results = {name: on_device(name) for name in ("x", "y", "q", "k", "v") if name in out}

@@ -24,7 +24,7 @@ from kernels import reference
 from kernels.dispatch import choose
 from kernels.layer import DTYPES, FirstLayer, pack, seeded_layer
 from kernels.method import Method
-from kernels.tables import Tables, build, table_bytes
+from kernels.tables import LEAST_WIDTH, Tables, build, table_bytes
 
 CHECKED_WINDOWS = 2
 LEAST_SECONDS = 0.1  # of one timing
@@ -45,9 +45,16 @@ class BenchConfig:
     device: str = "auto"
     tf32: bool = False
     rounds: int = 5
+    scratch: Path | None = None  # where the whole job is run; None for the system's place
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        if self.scratch is not None and not self.corpus:
+            raise ConfigError("--scratch has no effect without a corpus; leave it out")
+        if self.tf32 and self.dtype != "float32":
+            raise ConfigError(f"--tf32 has no effect with --dtype {self.dtype}; leave one out")
+        if self.d_model < LEAST_WIDTH:
+            raise ConfigError(f"--d-model {self.d_model} is less than tables need, {LEAST_WIDTH}")
         if self.d_model % self.heads:
             raise ConfigError(f"--d-model {self.d_model} cannot be split into --heads {self.heads}")
         if self.tokens < self.context_length:
@@ -168,17 +175,17 @@ def zipf_ids(config: BenchConfig) -> Tensor:
 
 def corpus_ids(config: BenchConfig, reporter: Reporter) -> Tensor:
     """The first windows of a corpus in cl100k_base, ids [W, T] int32."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=config.scratch) as folder:
         job = JobConfig(corpus=config.corpus, out=Path(folder))
         writer = TokenWriter(Path(folder))
         tokenizer = load_tokenizer(job.tokenizer)
         tokenise(job, find_files(config.corpus), tokenizer, writer, reporter)
         stream = TokenStream(Path(folder), writer.close())
-        windows = min(config.tokens, stream.tokens) // config.context_length
+        windows = min(config.tokens, stream.tokens - 1) // config.context_length
         if windows == 0:
             raise ConfigError(
-                f"the corpus has {stream.tokens} tokens, fewer than --context-length "
-                f"{config.context_length}"
+                f"the corpus has {stream.tokens} tokens, too few for --context-length "
+                f"{config.context_length} and a last target"
             )
         if windows * config.context_length < config.tokens:
             reporter.note(

@@ -284,7 +284,7 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
 def expand_command(
     export: Path, out: Path, device: str, overwrite: bool, quiet: bool, as_json: bool
 ) -> None:
-    """Write the compact export EXPORT as a full one: the same bytes as run would have written."""
+    """Write the compact export EXPORT as a full one, as run --method tables would have."""
     check_device(device)
     reporter = Reporter(quiet=quiet or as_json)
     summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
@@ -350,7 +350,6 @@ def bench_command(
     corpus: tuple[Path, ...],
     d_model: tuple[int, ...],
     heads: int | None,
-    scratch: Path | None,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -367,7 +366,7 @@ def bench_command(
             d_model=width, heads=heads or max(1, width // 64), corpus=corpus, **options
         )
         result = bench(config, reporter)
-        results.append((result, end_to_end(config, scratch) if corpus else None))
+        results.append((result, end_to_end(config) if corpus else None))
     if as_json:
         _print_json([
             {**asdict(result), "job": asdict(job) if job else None} for result, job in results

@@ -20,6 +20,7 @@ from jobs.progress import Reporter
 
 METADATA = ("format", "pt")
 PIECE_BYTES = 8 << 20  # of one tensor, computed at once: still in the caches when it is written
+PIECE_TOKENS = 1 << 16  # of a piece at most, since ids are cut for all of them
 
 
 def write_shards(
@@ -68,9 +69,11 @@ def _stream(
     As many shards as there are threads are made at once, each by one thread and one that hashes:
     a hash cannot be shared by threads, and neither can the writes to one file.
     """
-    workers = min(torch.get_num_threads(), len(shards))
+    threads = torch.get_num_threads()
+    workers = min(threads, len(shards))
     order = file_order({name: plan.dtype for name, plan in plans.items()})
     size = _piece_bytes(plans)
+    length = source.windows.context_length
     idle: SimpleQueue[list[Tensor]] = SimpleQueue()
     for _ in range(workers):
         idle.put([torch.empty(size, dtype=torch.uint8) for _ in range(AHEAD + 1)])
@@ -86,7 +89,8 @@ def _stream(
             turns = cycle(buffers)
             for name in order:
                 plan = plans[name]
-                step = max(1, PIECE_BYTES // plan.window_bytes)
+                most = min(PIECE_BYTES // plan.window_bytes, PIECE_TOKENS // length)
+                step = max(1, most)
                 for at in range(first, stop, step):
                     until = min(at + step, stop)
                     began = time.monotonic()
@@ -98,23 +102,28 @@ def _stream(
 
         began = time.monotonic()
         declared = {name: (p.dtype, (stop - first, *p.shape)) for name, p in plans.items()}
-        record = write_pieces(root, shard_name(index, len(shards)), declared, pieces(), METADATA)
-        idle.put(buffers)
+        name = shard_name(index, len(shards))
+        try:
+            record = write_pieces(root, name, declared, pieces(), METADATA)
+        finally:
+            idle.put(buffers)
         entry = entry_of(record, "windows", declared, first, stop - first)
         return entry, computing, time.monotonic() - began
 
     entries = []
-    with (
-        reporter.stage("windows", source.windows.count, "windows") as advance,
-        ThreadPoolExecutor(
-            workers, "shard", initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool,
-    ):
-        for entry, computing, seconds in pool.map(write, range(len(shards))):
-            entries.append(entry)
-            reporter.add("compute", computing / workers)
-            reporter.add("write", (seconds - computing) / workers)
-            advance(entry.count)
+    try:
+        with (
+            reporter.stage("windows", source.windows.count, "windows") as advance,
+            ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (1,)) as pool,
+        ):
+            for entry, computing, seconds in pool.map(write, range(len(shards))):
+                entries.append(entry)
+                reporter.add("compute", computing / workers)
+                reporter.add("write", (seconds - computing) / workers)
+                advance(entry.count)
+    finally:
+        # What a thread of the pool set is what torch gives to threads that start later.
+        torch.set_num_threads(threads)
     return entries
 
 

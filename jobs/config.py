@@ -80,6 +80,8 @@ class JobConfig:
             raise ConfigError("--stride has no effect with --sampling random; leave one out")
         if self.tf32 and self.dtype != "float32":
             raise ConfigError(f"--tf32 has no effect with --dtype {self.dtype}; leave one out")
+        if self.tf32 and "qkv" not in self.export:
+            raise ConfigError("--tf32 has no effect without --export qkv; leave one out")
         if self.tf32 and self.method != "direct":
             raise ConfigError("--tf32 needs --method direct: tables are exact")
         check_device(self.device)

@@ -42,17 +42,14 @@ class EndToEnd:
     held_back_by: str
 
 
-def end_to_end(config: BenchConfig, scratch: Path | None) -> EndToEnd:
+def end_to_end(config: BenchConfig) -> EndToEnd:
     """Run the job of a bench's corpus and widths into a folder that is removed afterwards.
-
-    Args:
-        scratch: where that folder is made; None for the system's place for temporary files.
 
     Raises:
         QkvmillError: as `run`.
     """
     reporter = Reporter(quiet=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="qkvmill-") as folder:
+    with tempfile.TemporaryDirectory(dir=config.scratch, prefix="qkvmill-") as folder:
         job = JobConfig(
             corpus=config.corpus,
             out=Path(folder) / "export",

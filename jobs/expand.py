@@ -21,6 +21,7 @@ from jobs.outputs import windows_per_shard
 from jobs.progress import Reporter
 from jobs.record import Summary, summary, write_run
 from jobs.run import HEADROOM
+from jobs.versions import versions
 from kernels.dispatch import choose
 from kernels.layer import DTYPES
 from kernels.method import Method
@@ -62,10 +63,12 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
     with garbled_is_damaged(source):
         per_shard = windows_per_shard(plans, job["shard_size"], job["batch_size"])
         shards = write_shards(out, windows, plans, per_shard, reporter)
+        software = versions()
         method = Method("tables", (manifest.compute or {})["method_reason"])
         full = replace(
             manifest,
             job=job | {"artifact": "full"},
+            software=manifest.software | {name: software[name] for name in ("torch", "triton")},
             compute=backend.record(method, windows.layer, windows.tables),
             expand=None,
             files=(*copied, *shards),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from exporters.errors import ExportError
@@ -18,6 +17,7 @@ from jobs.compute import entry_of, shapes
 from jobs.config import JobConfig
 from jobs.layers import describe_layer
 from jobs.progress import Reporter
+from jobs.versions import versions
 from kernels.dispatch import Backend
 from kernels.layer import FirstLayer, PackedLayer, pack
 from kernels.method import Method
@@ -96,7 +96,7 @@ def make_tables(
         "weights_sha256": weights_sha256,
         "token_ids_sha256": record_of_bytes("", token_ids.numpy().tobytes()).sha256,
         "build_rows": BUILD_ROWS,
-        "torch": torch.__version__,
+        "software": versions(),
         "device": backend.device.type,
         **backend.place,
     }

@@ -5,7 +5,6 @@ import os
 import platform
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from jobs.parameters import Parameters
 from jobs.progress import Reporter
 from jobs.tokenise import TokenTotals
 from jobs.tokenizer import Tokenizer
+from jobs.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def manifest_of(
     """The manifest of a job that has written its files."""
     manifest = Manifest(
         job=config.record(),
-        software=_versions(),
+        software=versions(),
         corpus={
             "files": list(totals.files),
             "bytes": sum(file["bytes"] for file in totals.files),
@@ -147,14 +147,3 @@ def write_run(root: Path, started: datetime, reporter: Reporter) -> None:
         "threads": torch.get_num_threads(),
     }
     write_text(root, RUN, json.dumps(document, indent=1) + "\n")
-
-
-def _versions() -> dict[str, str | None]:
-    """Versions of everything that can shape bytes; None for what is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in ("qkvmill", "torch", "triton", "tiktoken", "safetensors"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions

@@ -116,18 +116,15 @@ def decide(
     check_ids(config, shape, largest_id)
     if "qkv" not in config.export:
         return None
-    compact = config.artifact == "compact"
-    method = choose_method(
-        "tables" if compact else config.method,
+    return choose_method(
+        config.method,
         tokens=windows * config.context_length,
         rows=distinct + shape.positions,
         table_bytes=shape.table_bytes(distinct),
         d_model=shape.d_model,
         device=backend.device,
+        compact=config.artifact == "compact",
     )
-    if compact and config.method == "auto":
-        return Method(method.name, "a compact export holds tables")
-    return method
 
 
 def bytes_known_before(config: JobConfig, loaded: FirstLayer | None, tokenizer: Tokenizer) -> int:

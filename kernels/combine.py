@@ -38,7 +38,13 @@ def combine(
     `rows` is int32 [W, T]. Computed in float32 and rounded once, to the dtype of the outputs, which
     may be of any strides. Every output hangs on its token and position alone, not on what else is
     combined with it.
+
+    Raises:
+        ValueError: if windows are longer than the positions.
     """
+    place = tables.position_table
+    if place is not None and rows.shape[1] > len(place):
+        raise ValueError(f"{rows.shape[1]} tokens a window, but {len(place)} positions")
     scale = lost = None
     if tables.norm is not None:
         scale, lost = rescaling(tables.norm, rows, _lengths(tables.norm, rows))

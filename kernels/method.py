@@ -29,9 +29,18 @@ class Method:
 
 
 def choose_method(
-    asked: Asked, *, tokens: int, rows: int, table_bytes: int, d_model: int, device: torch.device
+    asked: Asked,
+    *,
+    tokens: int,
+    rows: int,
+    table_bytes: int,
+    d_model: int,
+    device: torch.device,
+    compact: bool = False,
 ) -> Method:
     """The method for a job that projects `tokens` tokens, with tables of `rows` rows.
+
+    `compact` says that the tables are what is exported, so that nothing else will do.
 
     Raises:
         MethodError: if tables are asked for and cannot be had.
@@ -49,9 +58,13 @@ def choose_method(
             f"the tables take {table_bytes / 1e9:.1f} GB, more than half of the "
             f"{memory / 1e9:.1f} GB of memory"
         )
+    if compact and obstacle:
+        raise MethodError(f"--artifact compact cannot be had: {obstacle}; leave it out")
+    if compact and asked == "auto":
+        return Method("tables", "a compact export holds tables")
     if asked == "tables":
         if obstacle:
-            raise MethodError(f"--method tables: {obstacle}; give --method direct")
+            raise MethodError(f"tables cannot be had: {obstacle}; give --method direct")
         return Method("tables", "it was asked for")
     if obstacle:
         return Method("direct", obstacle)

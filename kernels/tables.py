@@ -181,7 +181,8 @@ def build(
         )
     token_table = torch.empty(count, total_width, device=device)
     for first, stop in _blocks(count):
-        rows = layer.embedding.index_select(0, token_ids[first:stop].long())
+        ids = token_ids[first:stop].long().to(layer.embedding.device)
+        rows = layer.embedding.index_select(0, ids)
         x = rows.to(device, torch.float64) * layer.embedding_scale
         addend = _centred(layer, x) + shift
         if norm is not None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from exporters.errors import ExportError
 from exporters.manifest import read_manifest
 from exporters.reading import Export, open_export, open_stream
-from kernels.errors import QkvmillError
+from kernels.errors import DeviceError, QkvmillError
 from tests.helpers import DEVICE
 
 
@@ -60,6 +60,15 @@ def test_batches_are_on_the_device_that_was_asked_for(
     for windows in both:
         for tensor in next(windows.batches(3, device=device)).values():
             assert tensor.device.type == torch.device(device).type
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
+def test_a_device_that_is_not_there_is_an_error(both: tuple[Export, Export]) -> None:
+    for windows in both:
+        with pytest.raises(DeviceError, match="no CUDA device"):
+            next(windows.batches(3, device="cuda"))
+        with pytest.raises(DeviceError, match="'mps' is not"):
+            next(windows.batches(3, device="mps"))
 
 
 def test_workers_that_are_spawned_read_what_this_process_reads(

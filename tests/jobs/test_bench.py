@@ -99,7 +99,7 @@ def test_a_short_corpus_is_said_and_one_shorter_than_a_window_refused(tmp_path: 
     assert "a round takes 32 instead of 64" in result.stderr
     assert "held back by" in result.stdout
     short = write_corpus(tmp_path / "short", a="one two")
-    assert "fewer than --context-length 16" in qkvmill("bench", short, *SMALL).stderr
+    assert "too few for --context-length 16" in qkvmill("bench", short, *SMALL).stderr
 
 
 def test_a_way_of_torchs_that_differs_stops_the_bench_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_without_a_compiler_the_compiled_way_is_left_out_and_said(
 
 
 def test_ids_follow_zipfs_law() -> None:
-    ids = zipf_ids(BenchConfig(d_model=1, heads=1, tokens=2**16, vocabulary_size=1000))
+    ids = zipf_ids(BenchConfig(d_model=8, heads=1, tokens=2**16, vocabulary_size=1000))
     counts = torch.bincount(ids.flatten(), minlength=1000).sort(descending=True).values
     assert float(counts[0] / counts[9]) == pytest.approx(10, rel=0.2)
 
@@ -151,6 +151,9 @@ def test_ids_follow_zipfs_law() -> None:
         (("--d-model", 30, "--heads", 4), "--d-model 30"),
         (("--d-model", 64, "--tokens", 9, "--context-length", 16), "--tokens 9"),
         (("--d-model", 0), "--d-model"),
+        (("--d-model", 7), "--d-model 7 is less than tables need, 8"),
+        (("--scratch", "/tmp"), "--scratch has no effect without a corpus"),
+        (("--tf32", "--dtype", "float16"), "--tf32 has no effect with --dtype float16"),
     ],
 )
 def test_sizes_that_cannot_be_are_named(options: tuple[object, ...], culprit: str) -> None:

@@ -112,6 +112,20 @@ BAD: list[tuple[str, Arguments, int, str]] = [
         1,
         "--tf32 needs a CUDA",
     ),
+    (
+        "tf32-features",
+        lambda t: [corpus(t), "--tf32", "--export", "features"],
+        2,
+        "--tf32 has no effect without --export qkv",
+    ),
+    (
+        "narrow-compact",
+        lambda t: [
+            corpus(t), "--context-length", 4, "--d-model", 4, "--heads", 1, "--artifact", "compact"
+        ],
+        1,
+        "--artifact compact cannot be had: tables are as exact",
+    ),
     ("tf32-auto", lambda t: [corpus(t), "--tf32"], 2, "--tf32 needs --method direct"),
     (
         "compact-direct",

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporters import shards
+from exporters import shards, source
 from exporters.contents import window_tensors
 from exporters.errors import ExportError
 from exporters.layerfile import save_layer
+from exporters.tokens import TokenStream
+from exporters.windows import Windows, cut_windows
 from jobs import compute
 from jobs.compute import buffer_bytes
 from jobs.outputs import allocate
@@ -51,25 +53,56 @@ def test_bytes_do_not_hang_on_threads_or_pieces(
 
 
 @pytest.mark.parametrize("method", ["tables", "direct"])
-def test_a_shard_that_cannot_be_written_stops_the_job(
-    tmp_path: Path, command: tuple[object, ...], method: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("threads", [1, 2])
+def test_shards_that_cannot_be_written_stop_the_job(
+    tmp_path: Path,
+    command: tuple[object, ...],
+    threads: int,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     written = shards.write_pieces
 
     def fail(root: Path, name: str, *rest: object) -> object:
-        if "00003-of" in name:
+        if name.startswith("shards") and int(name.split("-")[1]) >= 3:
             raise ExportError(f"{root / name} could not be written: No space left on device")
         return written(root, name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards, "write_pieces", fail)
     monkeypatch.setattr(compute, "write_pieces", fail)
-    result = qkvmill(*command, "--out", out, "--method", method, "--quiet")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        result = qkvmill(*command, "--out", out, "--method", method, "--quiet")
+    finally:
+        torch.set_num_threads(before)
     assert result.status == 1
-    assert "shard-00003-of" in result.stderr
+    assert "shards/shard-0000" in result.stderr
     assert "No space left on device" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (out / "manifest.json").exists()
+
+
+def test_places_of_windows_are_written_without_reading_their_tokens(
+    tmp_path: Path, command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+    cut = cut_windows
+
+    def counted(stream: TokenStream, starts: torch.Tensor, length: int, **options: bool) -> Windows:
+        nonlocal most
+        most = max(most, length * len(starts))
+        return cut(stream, starts, length, **options)
+
+    monkeypatch.setattr(source, "cut_windows", counted)
+    monkeypatch.setattr(compute, "PIECE_TOKENS", 160)
+    corpus = write_corpus(
+        tmp_path / "more", a="Amazingly few discotheques provide jukeboxes. " * 99
+    )
+    options = ("--context-length", 16, "--export", "tokens")
+    succeed("run", corpus, "--out", tmp_path / "out", *options)
+    assert 0 < most <= 160
 
 
 def test_the_buffers_are_counted() -> None:

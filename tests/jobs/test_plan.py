@@ -19,8 +19,22 @@ ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
         (*SMALL, "--vocab-size", "corpus", "--kv-heads", 2, "--positions", "none"),
         (*SMALL, "--sampling", "random", "--batches", 3),
         ("--context-length", 16, "--export", "tokens"),
+        (*SMALL, *ALL, "--artifact", "compact"),
+        (*SMALL, "--artifact", "compact", "--no-save-weights", "--sampling", "random"),
+        (*SMALL, "--method", "tables", "--no-save-weights"),
+        (*SMALL, "--method", "direct"),
     ],
-    ids=["all", "half", "grouped", "random", "tokens"],
+    ids=[
+        "all",
+        "half",
+        "grouped",
+        "random",
+        "tokens",
+        "compact",
+        "compact-random",
+        "tables",
+        "direct",
+    ],
 )
 def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, ...]) -> None:
     out = tmp_path / "out"
@@ -28,19 +42,23 @@ def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, .
     plan = succeed("plan", corpus, "--out", out, *options, "--json").json
     assert os.listdir(tmp_path) == []
     run = succeed("run", corpus, "--out", out, *options, "--json").json
-    for name in ("documents", "tokens", "windows", "shards", "skipped_files", "method", "reason"):
+    for name in ("documents", "tokens", "windows", "shards", "skipped_files"):
+        assert plan[name] == run[name], name
+    for name in ("distinct_tokens", "device", "kernel", "reason", "method", "method_reason"):
         assert plan[name] == run[name], name
     assert plan["dropped_tokens"] in (None, run["dropped_tokens"])
     assert plan["obstacle"] is None
-    stored = {"tokens": 0, "weights": 0, "windows": 0}
+    stored = {"tokens": 0, "weights": 0, "tables": 0, "windows": 0}
     for entry in read_manifest(out).files:
         stored[entry.kind] += sum(t.nbytes for t in load_file(out / entry.name).values())
     assert stored == {
         "tokens": plan["token_bytes"],
         "weights": plan["weight_bytes"],
+        "tables": plan["table_bytes"] if "compact" in options else 0,
         "windows": plan["window_bytes"],
     }
-    assert sum(stored.values()) == plan["total_bytes"]
+    assert (plan["table_bytes"] > 0) == (plan["method"] == "tables")
+    assert sum(stored.values()) == plan["total_bytes"] <= plan["disk_bytes"]
 
 
 def test_a_plan_reads_the_widths_of_a_weights_file(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from kernels.method import Asked, Method, choose_method, total_memory
 CPU = torch.device("cpu")
 
 
-def choose(asked: Asked, **changes: int) -> Method:
+def choose(asked: Asked, compact: bool = False, **changes: int) -> Method:
     counts = {"tokens": 1_000_000, "rows": 10_000, "table_bytes": 10**6, "d_model": 64}
-    return choose_method(asked, device=CPU, **(counts | changes))
+    return choose_method(asked, device=CPU, compact=compact, **(counts | changes))
 
 
 def test_tables_are_taken_where_tokens_repeat() -> None:
@@ -31,7 +31,7 @@ def test_tables_are_taken_where_tokens_repeat() -> None:
     ids=["few-tokens", "narrow", "large"],
 )
 def test_direct_is_taken_where_they_do_not_pay(counts: dict[str, int], reason: str) -> None:
-    chosen = choose("auto", **counts)
+    chosen = choose("auto", False, **counts)
     assert chosen.name == "direct"
     assert reason in chosen.reason
 
@@ -43,8 +43,8 @@ def test_what_is_asked_for_is_taken() -> None:
 
 @pytest.mark.parametrize("counts", [{"d_model": 7}, {"table_bytes": 10**15}])
 def test_tables_that_cannot_be_had_are_refused(counts: dict[str, int]) -> None:
-    with pytest.raises(MethodError, match=r"--method tables: .*; give --method direct"):
-        choose("tables", **counts)
+    with pytest.raises(MethodError, match=r"tables cannot be had: .*; give --method direct"):
+        choose("tables", False, **counts)
 
 
 def test_memory_is_no_more_than_the_control_group_allows(
@@ -57,3 +57,11 @@ def test_memory_is_no_more_than_the_control_group_allows(
     assert total_memory(CPU) == everything > 0
     limit.write_text("123456\n")
     assert total_memory(CPU) == 123456
+
+
+def test_a_compact_export_has_tables_or_none() -> None:
+    assert choose("auto", compact=True, tokens=1) == Method(
+        "tables", "a compact export holds tables"
+    )
+    with pytest.raises(MethodError, match=r"compact cannot be had: tables .*; leave it out"):
+        choose("auto", compact=True, d_model=7)
