@@ -196,12 +196,12 @@ def show_bench(console: Console, result: BenchResult, job: EndToEnd | None) -> N
     )
     if job is None:
         return
-    table = Table(
-        title=f"a whole job by {job.method}: {job.tokens:,} tokens, {readable(job.bytes)}, "
+    console.print(
+        f"a whole job by {job.method}: {job.tokens:,} tokens, {readable(job.bytes)}, "
         f"{job.seconds:.2f} s; held back by {job.held_back_by}",
-        title_justify="left",
-        box=None,
+        soft_wrap=True,
     )
+    table = Table(box=None)
     for heading in ("stage", "", "seconds", "share", "tokens/s"):
         table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
     for stage in job.stages:
