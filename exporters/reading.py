@@ -146,13 +146,17 @@ def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSourc
     if "features" in manifest.job["export"]:
         length = manifest.windows["context_length"]
         layer = pack(load_layer(root / WEIGHTS, context_length=length), backend.device)
+    tables = load_tables(root / TABLES)
+    widths = {"heads": tables.heads, "kv_heads": tables.kv_heads, "head_dim": tables.head_dim}
+    if manifest.layer is None or {name: manifest.layer[name] for name in widths} != widths:
+        raise ExportError(f"{root / MANIFEST} has other widths than {TABLES}: {widths}")
     return WindowSource(
         windows=window_plan(root, manifest),
         stream=open_stream(root, manifest),
         layout=manifest.job["layout"],
         backend=backend,
         layer=layer,
-        tables=load_tables(root / TABLES).on(backend.device),
+        tables=tables.on(backend.device),
     )
 
 

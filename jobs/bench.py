@@ -211,6 +211,8 @@ def check(layer: FirstLayer, ways: dict[str, Way], ids: Tensor) -> dict[str, flo
     for name, way in ways.items():
         if way.kind == "part":
             continue
+        for output in way.outputs:
+            output.fill_(torch.nan)  # so that what is left out is seen
         found = _by_head(way.go(), layer, ids.shape)
         if any(bool(torch.isnan(part).any()) for part in found):
             raise DisagreementError(f"{name} gives NaN, or leaves values unwritten")

@@ -113,6 +113,12 @@ def make_tables(
     return tables, record
 
 
+def kept_bytes(root: Path) -> int:
+    """Bytes of the tables that an unfinished run left, which new ones take the place of."""
+    path = root / KEPT
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _kept(root: Path, shaped_by: dict[str, Any]) -> FileRecord | None:
     """The record of the tables that an unfinished run left; None where they will not do."""
     try:

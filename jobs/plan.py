@@ -79,6 +79,9 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
         min(per_shard, windows) * window_bytes(plans),
         pieces=separate(backend, method.name if method else "direct"),
     )
+    # W' is held in float64 while tables are built.
+    building = 8 * shape.total_width * shape.d_model if shape and size.table_bytes else 0
+    held = max(rounding, size.table_bytes + max(building, buffers))
     return Plan(
         documents=totals.documents,
         skipped_files=corpus.skipped_files,
@@ -95,7 +98,7 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
         window_bytes=size.window_bytes,
         total_bytes=size.total_bytes,
         disk_bytes=size.disk_bytes,
-        memory_bytes=layer_bytes + max(rounding, size.table_bytes + buffers) + 4 * PART_TOKENS,
+        memory_bytes=layer_bytes + held + 4 * PART_TOKENS,
         device=str(backend.device) if backend else None,
         kernel=backend.kernel if backend else None,
         reason=backend.reason if backend else None,

@@ -15,7 +15,7 @@ from jobs.config import JobConfig
 from jobs.corpus import find_files
 from jobs.layers import LayerShape, check_ids, layer_shape, load_weights, make_layer
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
-from jobs.parameters import make_parameters
+from jobs.parameters import kept_bytes, make_parameters
 from jobs.progress import Reporter
 from jobs.record import Summary, manifest_of, summary, token_entry, write_run
 from jobs.tokenise import tokenise
@@ -55,7 +55,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         needed = sizes(
             config, shape, method, tokens=0, documents=0, distinct=distinct, windows=windows.count
         )
-        check_space(config.out, needed.disk_bytes + HEADROOM)
+        check_space(config.out, needed.disk_bytes - kept_bytes(config.out) + HEADROOM)
     plans = shard_tensors(config, shape)
     _say_what_differs(config, windows, window_bytes(plans), reporter)
 
@@ -67,6 +67,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             advance(1)
         parameters = make_parameters(config, layer, totals.seen.ids(), method, backend, reporter)
         entries += parameters.entries
+        del layer, loaded  # files of shards are about to need the memory
     if config.artifact == "compact":
         entries += _write_starts(config.out, windows)
     else:

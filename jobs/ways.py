@@ -23,6 +23,7 @@ class Way:
     what: str
     go: Callable[[], Any]
     kind: str = "torch"  # whose it is: "ours", "torch", or "part" of the work only
+    outputs: tuple[Tensor, ...] = ()  # where it writes, unless it returns new memory
 
 
 def make_ways(
@@ -39,12 +40,8 @@ def make_ways(
     transposed = weight.t()
     rows = tables.rows(ids.cpu()).to(device)
 
-    def outputs() -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v to write to, NaN so that what is left out is seen."""
-        q, k, v = (torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(3))
-        return q, k, v
-
-    by_direct, by_tables = outputs(), outputs()
+    storage = torch.zeros(3, *shape, dtype=dtype, device=device)
+    outputs = (storage[0], storage[1], storage[2])
 
     def embedded() -> Tensor:
         x = F.embedding(ids, layer.embedding)
@@ -59,16 +56,16 @@ def make_ways(
         )
 
     def direct() -> tuple[Tensor, Tensor, Tensor]:
-        backend.project(packed, ids, *by_direct)
-        return by_direct
+        backend.project(packed, ids, *outputs)
+        return outputs
 
     def combine(built: Tables = tables) -> tuple[Tensor, Tensor, Tensor]:
-        backend.combine(built, rows, *by_tables)
-        return by_tables
+        backend.combine(built, rows, *outputs)
+        return outputs
 
     x = embedded().view(-1, layer.d_model)
     product = torch.empty(len(x), len(weight), dtype=dtype, device=device)
-    copied = torch.empty_like(product)
+    copied = storage.view(product.shape)
     place = "into [W, H, T, Dh]"
     ways = {
         "notebook": Way(what="embedding, add, three Linear", go=notebook),
@@ -80,12 +77,18 @@ def make_ways(
     if compiled := _compiled(layer, ids, device, reporter):
         ways["compile"] = compiled
     return ways | {
-        "direct": Way(what=f"{backend.kernel}, {place}", go=direct, kind="ours"),
-        "tables": Way(what=f"{backend.kernel}, {place}, tables at hand", go=combine, kind="ours"),
+        "direct": Way(what=f"{backend.kernel}, {place}", go=direct, kind="ours", outputs=outputs),
+        "tables": Way(
+            what=f"{backend.kernel}, {place}, tables at hand",
+            go=combine,
+            kind="ours",
+            outputs=outputs,
+        ),
         "tables+build": Way(
             what="the same, tables built first",
             go=lambda: combine(build(layer, tables.token_ids, device)),
             kind="ours",
+            outputs=outputs,
         ),
         "multiply": Way(
             what="the matrix product alone",

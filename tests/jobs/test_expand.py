@@ -202,3 +202,32 @@ def test_bits_do_not_hang_on_threads(tmp_path: Path, corpus: Path) -> None:
     finally:
         torch.set_num_threads(before)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("job", "batch_size", 0),
+        ("job", "shard_size", "x"),
+        ("job", "dtype", "float8"),
+        ("windows", "context_length", 17),
+        ("windows", "count", 10**6),
+        ("layer", "head_dim", 3),
+        ("compute", "method_reason", None),
+    ],
+)
+def test_a_garbled_manifest_is_one_line(
+    tmp_path: Path, compact: Path, section: str, key: str, value: object
+) -> None:
+    path = compact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if value is None:
+        del manifest[section][key]
+    else:
+        manifest[section][key] = value
+    path.write_text(json.dumps(manifest))
+    result = qkvmill("expand", compact, "--out", tmp_path / "full", "--quiet")
+    assert result.status == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "full" / "manifest.json").exists()

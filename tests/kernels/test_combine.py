@@ -155,3 +155,10 @@ def test_no_windows_is_no_work() -> None:
     layer = random_layer()
     tables = build(layer, torch.arange(101, dtype=torch.int32), CPU)
     combine.combine(tables, random_ids(1, 16)[:0], *nan_outputs(layer, 0, 16))
+
+
+def test_windows_longer_than_the_positions_are_refused() -> None:
+    layer = random_layer()
+    tables = build(layer, torch.arange(101, dtype=torch.int32), CPU)
+    with pytest.raises(ValueError, match="17 tokens a window, but 16 positions"):
+        combine.combine(tables, random_ids(2, 17), *nan_outputs(layer, 2, 17))

@@ -19,12 +19,15 @@ def every_id(layer: FirstLayer) -> torch.Tensor:
     return torch.arange(layer.vocabulary_size, dtype=torch.int32)
 
 
-def nbytes(tables: Tables) -> int:
-    tensors = [tables.token_ids, tables.token_table, tables.position_table]
+def tensors_of(tables: Tables) -> list[torch.Tensor]:
+    found = [tables.token_ids, tables.token_table, tables.position_table]
     if tables.norm is not None:
-        norm = tables.norm
-        tensors += [value for value in vars(norm).values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        found += vars(tables.norm).values()
+    return [value for value in found if isinstance(value, torch.Tensor)]
+
+
+def nbytes(tables: Tables) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(tables))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -81,6 +84,22 @@ def test_their_size_is_known_before(norm: Norm, positions: bool) -> None:
         tokens=9, positions=16 if positions else 0, d_model=64, total_width=8 * 16, norm=norm
     )
     assert expected == nbytes(tables)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_bits_do_not_hang_on_threads(norm: Norm) -> None:
+    layer = random_layer(d=770, heads=2, head_dim=64, context_length=1500, norm=norm)
+    before = torch.get_num_threads()
+    built = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            built.append(build(layer, every_id(layer), CPU))
+    finally:
+        torch.set_num_threads(before)
+    for other in built[1:]:
+        for one, two in zip(tensors_of(built[0]), tensors_of(other), strict=True):
+            assert torch.equal(one, two)
 
 
 def test_progress_counts_every_row() -> None:
