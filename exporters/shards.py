@@ -35,7 +35,6 @@ FORMAT_NAMES = {
 }
 """dtype -> its name in a file, in the order in which the library lays tensors out."""
 
-
 AHEAD = 3  # pieces that may still be hashed while the next is made: a maker needs AHEAD + 1 buffers
 
 
@@ -85,7 +84,7 @@ def write_pieces(
         ):
             _write_all(file, memoryview(header))
             for piece in pieces:
-                view = piece.reshape(-1).view(torch.uint8).numpy().data
+                view = _bytes(piece)
                 hashing.append(pool.submit(digest.update, view))
                 _write_all(file, view)
                 size += len(view)
@@ -108,9 +107,8 @@ def record_of(
     header = _header(declared, metadata)
     digest, size = hashlib.sha256(header), len(header)
     for piece in pieces:
-        view = piece.reshape(-1).view(torch.uint8).numpy().data
-        digest.update(view)
-        size += len(view)
+        digest.update(_bytes(piece))
+        size += piece.nbytes
     return FileRecord(name, size, digest.hexdigest())
 
 
@@ -151,6 +149,11 @@ def _header(declared: Mapping[str, Shape], metadata: tuple[str, str] | None) -> 
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
+
+
+def _bytes(piece: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return piece.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _write_all(file: RawIOBase, view: memoryview) -> None:

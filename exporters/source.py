@@ -10,8 +10,6 @@ from kernels.dispatch import Backend
 from kernels.layer import PackedLayer
 from kernels.tables import Tables
 
-STEP_TOKENS = 1 << 14  # tokens that are cut, computed and copied at once
-
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSource:
@@ -73,9 +71,3 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
 def separate(backend: Backend | None, method: str | None) -> bool:
     """Whether each tensor can be computed without the others for no more than all together."""
     return backend is None or (backend.device.type == "cpu" and method != "direct")
-
-
-def steps(first: int, stop: int, context_length: int) -> list[tuple[int, int]]:
-    """Cut windows [first, stop) into steps of about STEP_TOKENS tokens."""
-    step = max(1, STEP_TOKENS // context_length)
-    return [(at, min(at + step, stop)) for at in range(first, stop, step)]

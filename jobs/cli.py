@@ -118,6 +118,10 @@ def _toml_types(parameter: click.Parameter) -> tuple[type, ...]:
     return (str,)
 
 
+device_option = option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="auto",
+                       show_default=True, help="Where to compute.")  # fmt: skip
+
+
 def job_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that `run` and `plan` share, in the order in which help shows them."""
     path = SafePath(path_type=Path)
@@ -175,8 +179,7 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Of the layer and of the features, q, k and v."),
         option("--layout", type=Choice(["bhtd", "bthd"]), default="bhtd", show_default=True,
                      help="q, k and v as [W, H, T, Dh] or as [W, T, H, Dh]."),
-        option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="auto",
-                     show_default=True, help="Where to compute."),
+        device_option,
         option("--tf32", is_flag=True,
                      help="On a GPU and by --method direct, float32 products on TF32 tensor cores: "
                      "faster, less exact."),
@@ -272,13 +275,7 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
 @cli.command("expand", short_help="Turn a compact export into a full one.")
 @argument("export", type=SafePath(path_type=Path))
 @option("--out", required=True, type=SafePath(path_type=Path), help="Folder of the full export.")
-@option(
-    "--device",
-    metavar="[auto|cpu|cuda|cuda:N]",
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_option
 @option("--overwrite", is_flag=True, help="Replace a finished export at --out.")
 @output_options
 def expand_command(
@@ -324,13 +321,7 @@ def expand_command(
     show_default=True,
     help="Of the layer and of q, k and v.",
 )
-@option(
-    "--device",
-    metavar="[auto|cpu|cuda|cuda:N]",
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_option
 @option("--tf32", is_flag=True, help="On a GPU, float32 products on TF32 tensor cores.")
 @option(
     "--rounds",

@@ -14,12 +14,13 @@ from exporters.contents import TensorPlan
 from exporters.files import FileRecord
 from exporters.manifest import FileEntry
 from exporters.shards import AHEAD, DTYPE_NAMES, Shape, file_order, write_pieces, write_tensors
-from exporters.source import WindowSource, fill, separate, steps
+from exporters.source import WindowSource, fill, separate
 from jobs.outputs import allocate, shard_name
 from jobs.progress import Reporter
 
 METADATA = ("format", "pt")
 PIECE_BYTES = 8 << 20  # of one tensor, computed at once: still in the caches when it is written
+STEP_TOKENS = 1 << 14  # computed at once where whole shards are held
 PIECE_TOKENS = 1 << 16  # of a piece at most, since ids are cut for all of them
 
 
@@ -138,6 +139,7 @@ def _compute_ahead(
     count = source.windows.count
     on_gpu = source.backend is not None and source.backend.device.type == "cuda"
     buffers = [allocate(plans, shards[0][1], pinned=on_gpu) for _ in shards[:2]]
+    step = max(1, STEP_TOKENS // source.windows.context_length)
     entries: list[FileEntry] = []
     written: Future[tuple[FileEntry, float]] | None = None
 
@@ -153,13 +155,10 @@ def _compute_ahead(
         for index, (first, stop) in enumerate(shards):
             tensors = {n: buffer[: stop - first] for n, buffer in buffers[index % 2].items()}
             began = time.monotonic()
-            for at, until in steps(first, stop, source.windows.context_length):
-                fill(
-                    source,
-                    at,
-                    until,
-                    {n: t[at - first : until - first] for n, t in tensors.items()},
-                )
+            for at in range(first, stop, step):
+                until = min(at + step, stop)
+                rows = slice(at - first, until - first)
+                fill(source, at, until, {name: tensor[rows] for name, tensor in tensors.items()})
                 advance(until - at)
             reporter.add("compute", time.monotonic() - began)
             if written is not None:

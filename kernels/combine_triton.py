@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.errors import DeviceError
 from kernels.tables import NormTables, Tables, recompute, rescaling
-from kernels.triton_common import current, or_unused, store_heads
+from kernels.triton_common import current, or_unused, store_qkv
 
 BLOCK_M, BLOCK_N = 32, 128  # tokens and columns of F
 ODD_BLOCK_M = 8  # tokens where heads are not aligned, whose many addresses would spill otherwise
@@ -84,19 +84,10 @@ def combine_kernel(
         value *= tl.load(scale + tokens, mask=mask, other=0.0)[:, None]
         value += tl.load(c + columns, mask=columns < F, other=0.0)[None, :]
 
-    K_START: tl.constexpr = Q_WIDTH
-    V_START: tl.constexpr = Q_WIDTH + KV_WIDTH
-    store_heads(
-        q, q_stride_w, q_stride_h, q_stride_t, value, columns, first_column,
-        window, position, mask, 0, K_START, HEAD_DIM, BLOCK_N, ".cs",
-    )  # fmt: skip
-    store_heads(
-        k, k_stride_w, k_stride_h, k_stride_t, value, columns, first_column,
-        window, position, mask, K_START, V_START, HEAD_DIM, BLOCK_N, ".cs",
-    )  # fmt: skip
-    store_heads(
+    store_qkv(
+        q, q_stride_w, q_stride_h, q_stride_t, k, k_stride_w, k_stride_h, k_stride_t,
         v, v_stride_w, v_stride_h, v_stride_t, value, columns, first_column,
-        window, position, mask, V_START, F, HEAD_DIM, BLOCK_N, ".cs",
+        window, position, mask, Q_WIDTH, KV_WIDTH, HEAD_DIM, BLOCK_N, ".cs",
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels.errors import DeviceError
 from kernels.layer import PackedLayer
-from kernels.triton_common import current, or_unused, store_heads
+from kernels.triton_common import current, or_unused, store_qkv
 
 NO_NORM = tl.constexpr(0)
 LAYERNORM = tl.constexpr(1)
@@ -201,19 +201,10 @@ def project_kernel(
         bias = tl.load(b + columns, mask=columns < F, other=0.0)
         accumulator += bias.to(tl.float32)[None, :]
 
-    K_START: tl.constexpr = Q_WIDTH
-    V_START: tl.constexpr = Q_WIDTH + KV_WIDTH
-    store_heads(
-        q, q_stride_w, q_stride_h, q_stride_t, accumulator, columns, first_column,
-        window, position, row_mask, 0, K_START, HEAD_DIM, BLOCK_N, "",
-    )  # fmt: skip
-    store_heads(
-        k, k_stride_w, k_stride_h, k_stride_t, accumulator, columns, first_column,
-        window, position, row_mask, K_START, V_START, HEAD_DIM, BLOCK_N, "",
-    )  # fmt: skip
-    store_heads(
+    store_qkv(
+        q, q_stride_w, q_stride_h, q_stride_t, k, k_stride_w, k_stride_h, k_stride_t,
         v, v_stride_w, v_stride_h, v_stride_t, accumulator, columns, first_column,
-        window, position, row_mask, V_START, F, HEAD_DIM, BLOCK_N, "",
+        window, position, row_mask, Q_WIDTH, KV_WIDTH, HEAD_DIM, BLOCK_N, "",
     )  # fmt: skip
 
 

@@ -29,9 +29,7 @@ class Backend:
     reason: str
     embed: Callable[[PackedLayer, Tensor, Tensor], None]
     project: Callable[..., None]  # PackedLayer, ids, q, k, v
-    combine: Callable[
-        ..., None
-    ]  # Tables, rows, q, k, v; on the CPU any of the three may be left out
+    combine: Callable[..., None]  # Tables, rows, q, k, v; the CPU takes any of the three alone
     place: dict[str, Any]  # what of the machine decides the bits
     direct_shape: Callable[[PackedLayer], dict[str, Any]]  # of the kernels' blocks, likewise
     tables_shape: Callable[[Tables], dict[str, Any]]

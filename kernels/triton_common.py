@@ -38,6 +38,50 @@ def store_heads(
         )
 
 
+@triton.jit
+def store_qkv(
+    q,
+    q_stride_w,
+    q_stride_h,
+    q_stride_t,
+    k,
+    k_stride_w,
+    k_stride_h,
+    k_stride_t,
+    v,
+    v_stride_w,
+    v_stride_h,
+    v_stride_t,
+    values,  # [BLOCK_M, BLOCK_N]
+    columns,  # [BLOCK_N], of F
+    first_column,
+    window,  # [BLOCK_M]
+    position,  # [BLOCK_M]
+    row_mask,  # [BLOCK_M]
+    Q_WIDTH: tl.constexpr,
+    KV_WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CACHE: tl.constexpr,
+):
+    """Store columns of [q | k | v], each to its tensor and head."""
+    K_START: tl.constexpr = Q_WIDTH
+    V_START: tl.constexpr = Q_WIDTH + KV_WIDTH
+    F: tl.constexpr = Q_WIDTH + 2 * KV_WIDTH
+    store_heads(
+        q, q_stride_w, q_stride_h, q_stride_t, values, columns, first_column,
+        window, position, row_mask, 0, K_START, HEAD_DIM, BLOCK_N, CACHE,
+    )  # fmt: skip
+    store_heads(
+        k, k_stride_w, k_stride_h, k_stride_t, values, columns, first_column,
+        window, position, row_mask, K_START, V_START, HEAD_DIM, BLOCK_N, CACHE,
+    )  # fmt: skip
+    store_heads(
+        v, v_stride_w, v_stride_h, v_stride_t, values, columns, first_column,
+        window, position, row_mask, V_START, F, HEAD_DIM, BLOCK_N, CACHE,
+    )  # fmt: skip
+
+
 def or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
     """A pointer for a parameter that is absent: any tensor will do, since it is never read."""
     return unused if tensor is None else tensor

@@ -1,5 +1,9 @@
 """The window stage: shards of several threads, by pieces and whole."""
 
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from exporters.windows import Windows, cut_windows
 from jobs import compute
 from jobs.compute import buffer_bytes
 from jobs.outputs import allocate
-from tests.helpers import qkvmill, random_layer, succeed, write_corpus
+from tests.helpers import ROOT, SMALL, qkvmill, random_layer, succeed, write_corpus
 
 
 @pytest.fixture
@@ -81,6 +85,32 @@ def test_shards_that_cannot_be_written_stop_the_job(
     assert "shards/shard-0000" in result.stderr
     assert "No space left on device" in result.stderr
     assert result.stderr.count("\n") == 1
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("method", ["tables", "direct"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_files_that_may_not_grow_end_the_job_in_one_line(
+    tmp_path: Path, threads: int, method: str
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", a="Pack my box with five dozen liquor jugs. " * 2000)
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "jobs", "run", corpus, "--out", out, *SMALL, "--method", method,
+        "--no-save-weights", "--vocab-size", "corpus", "--shard-size", "400kB", "--quiet",
+    ]  # fmt: skip
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
+
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        preexec_fn=limit, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "shards/shard-0000" in done.stderr
+    assert "could not be written: File too large" in done.stderr
     assert not (out / "manifest.json").exists()
 
 
