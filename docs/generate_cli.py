@@ -10,7 +10,7 @@ INTRODUCTION = """\
 Made from the commands by `make cli-reference`; a test holds that it is up to date.
 
 Exit status: 0 done; 1 could not, with one line that says what, where and what to do; 2 wrong usage;
-130 interrupted. Progress and notes go to stderr, results to stdout.
+130 stopped by SIGINT, 143 by SIGTERM. Progress and notes go to stderr, results to stdout.
 """
 
 

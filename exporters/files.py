@@ -1,11 +1,14 @@
 """Files that appear whole or not at all: written beside their place, synced, then renamed."""
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+
+from exporters import disk
+from exporters.errors import ExportError
 
 HASH_BLOCK = 1 << 20  # bytes
 
@@ -25,80 +28,114 @@ def record_of_bytes(name: str, data: bytes) -> FileRecord:
 
 
 @contextmanager
-def whole_file(root: Path, name: str) -> Iterator[Path]:
-    """Give a path `NAME.part` to write to; it becomes root/name, durably, when the block ends.
+def whole_file(root: Path, name: str) -> Iterator[FileIO]:
+    """Give a new file `NAME.part` to write to; it becomes root/name, durably, when the block ends.
 
-    The file is synced, made readable as the umask says, renamed, and its folder is synced. If the
-    block raises, nothing but a `.part` file was there, and it is removed.
+    The file is synced and renamed, and its folder is synced. If the block raises, nothing but a
+    `.part` file was there, and it is removed.
+
+    Raises:
+        ExportError: for every OSError, with the path and the reason.
     """
     final = root / name
     part = final.with_name(final.name + ".part")
-    final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield part
-        os.chmod(part, 0o666 & ~_umask())
-        _sync(part)
-        os.replace(part, final)
-        _sync(final.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
+        make_folders(final.parent)
+        with disk.create(part) as file:
+            yield file
+            disk.sync(file)
+        disk.rename(part, final)
+        disk.sync_folder(final.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            if part.exists():
+                disk.remove(part)
+        if isinstance(error, OSError):
+            raise not_written(final, error) from error
         raise
 
 
-def write_text(root: Path, name: str, text: str) -> FileRecord:
-    """Write a small text file whole; returns its record."""
-    with whole_file(root, name) as part:
-        part.write_bytes(text.encode())
-    return record_of_bytes(name, text.encode())
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write all of data: one write takes 2 GB at most, and may take less than it is given."""
+    view = memoryview(data)
+    while len(view):
+        view = view[disk.write(file, view) :]
 
 
-def move(root: Path, name: str, new_name: str) -> None:
-    """Rename a finished file inside root, durably.
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it where they are missing, durably.
 
     Raises:
-        OSError: if it cannot be renamed.
+        OSError: if one cannot be made.
     """
-    os.replace(root / name, root / new_name)
-    _sync((root / new_name).parent)
-    _sync((root / name).parent)
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    try:
+        disk.make_folder(path)
+    except FileExistsError:
+        if not path.is_dir():  # else another job was quicker
+            raise
+    disk.sync_folder(path.parent)
+
+
+def write_text(root: Path, name: str, text: str) -> FileRecord:
+    """Write a small text file whole; returns its record.
+
+    Raises:
+        ExportError: if it cannot be written.
+    """
+    with whole_file(root, name) as file:
+        write_all(file, text.encode())
+    return record_of_bytes(name, text.encode())
 
 
 def copy(source: Path, root: Path, name: str) -> FileRecord:
     """Copy a file to root/name, whole; returns the record of what was read.
 
     Raises:
-        OSError: if it cannot be read or written.
+        ExportError: if it cannot be read or written.
     """
     digest, size = hashlib.sha256(), 0
-    with whole_file(root, name) as part, source.open("rb") as read, part.open("wb") as written:
-        while block := read.read(HASH_BLOCK):
+    with whole_file(root, name) as file:
+        for block in _readable(source):
             digest.update(block)
-            size += written.write(block)
+            size += len(block)
+            write_all(file, block)
     return FileRecord(name, size, digest.hexdigest())
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in plain reads of bounded size.
+def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """The SHA-256 of a file, in plain reads of bounded size; `advance` is told of each.
 
     Raises:
         OSError: if the file cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
+    for block in _blocks(path):
+        digest.update(block)
+        advance(len(block))
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def not_written(path: Path, error: OSError) -> ExportError:
+    """The error of a write that failed, with its place, its reason, and that it can be resumed."""
+    return ExportError(
+        f"{path} could not be written: {error.strerror or error}; what is finished is kept, "
+        "so put that right and give the same command again"
+    )
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file."""
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            yield block
+
+
+def _readable(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, whose errors are told from those of what is written meanwhile."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        yield from _blocks(path)
+    except OSError as error:
+        raise ExportError(f"{path} could not be read: {error.strerror or error}") from error

@@ -1,27 +1,68 @@
-"""The folder of an export: claimed before the work, cleared of our own files only."""
+"""The folder of an export: claimed before the work, kept where the journal says, then released."""
 
+import errno
+import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from exporters import disk
 from exporters.errors import ExportError
-from exporters.manifest import FORMAT, HASHES, MANIFEST, RUN
+from exporters.files import make_folders, sha256_of, write_all
+from exporters.journal import (
+    JOURNAL,
+    Journal,
+    differences,
+    mend_journal,
+    read_journal,
+    start_journal,
+)
+from exporters.manifest import FORMAT, HASHES, MANIFEST, RUN, FileEntry
 from exporters.tablefile import TABLES
 from exporters.windows import STARTS
 from kernels.errors import QkvmillError
 
 WORK = ".work"
+LOCK = f"{WORK}/lock"
+HOLDER = f"{WORK}/holder"
 WEIGHTS = "weights.safetensors"
 OWN_FOLDERS = ("tokens", "shards")
-PARTS = tuple(f"{name}.part" for name in (MANIFEST, HASHES, RUN, WEIGHTS, STARTS))
-OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS, *PARTS)
+OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS)
+
+
+@dataclass(frozen=True)
+class Work:
+    """An export that is being written and what is done of it."""
+
+    root: Path
+    lock: FileLock
+    journal: Journal
+
+    @property
+    def committed(self) -> bool:
+        """Whether nothing is left but to remove the journal."""
+        return (self.root / MANIFEST).exists()
+
+    def kept(self, name: str) -> FileEntry | None:
+        """The entry of a file that is finished already."""
+        return self.journal.files.get(name)
+
+    def kept_bytes(self) -> int:
+        """Bytes of the files that are finished already."""
+        return sum(entry.bytes for entry in self.journal.files.values())
 
 
 def check_claim(root: Path, *, overwrite: bool) -> str | None:
-    """Whether root may be written to; returns what will be replaced there, in words, or None.
+    """Whether root may be written to; returns what stands there, in words, or None.
 
     Raises:
         ExportError: if root holds something that is not ours, or a finished export and not
@@ -40,7 +81,7 @@ def check_claim(root: Path, *, overwrite: bool) -> str | None:
     if not names:
         return None
     if MANIFEST in names and _is_ours(root / MANIFEST):
-        if overwrite:
+        if overwrite or (root / JOURNAL).exists():
             return "a finished export"
         raise ExportError(
             f"--out {root} holds a finished export; give another folder, "
@@ -52,52 +93,119 @@ def check_claim(root: Path, *, overwrite: bool) -> str | None:
     raise ExportError(f"--out {root} holds something else ({held}); give another folder")
 
 
-def claim(root: Path, *, overwrite: bool) -> FileLock:
-    """Make root ours and empty of earlier work of ours; check_claim says whether that is allowed.
+def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
+    """Make root ours, with what an unfinished job of the same fingerprint has done already.
 
-    Returns the lock that keeps other jobs out until `release`, or until this process ends.
+    The lock keeps other jobs out until `release`, or until this process ends.
+
+    Args:
+        fingerprint: everything that shapes bytes, as JSON can hold it.
+        overwrite: replace a finished export, or an unfinished one of another fingerprint.
 
     Raises:
-        ExportError: if root cannot be claimed or written to, or another job holds it.
+        ExportError: if root cannot be claimed or written to, another job holds it, or it holds an
+            unfinished export of another fingerprint.
     """
+    fingerprint = json.loads(json.dumps(fingerprint))
     check_claim(root, overwrite=overwrite)
+    lock = FileLock(root / LOCK)
     try:
-        (root / WORK).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / WORK / "lock")
+        make_folders(root / WORK)
         lock.acquire(timeout=0)
-        # Another job may have finished since the check.
-        check_claim(root, overwrite=overwrite)
-        _clear(root)
+        _say_who_holds(root)
+        return Work(root, lock, _journal(root, fingerprint, overwrite))
     except Timeout as error:
         raise ExportError(
-            f"--out {root} is being written by another job; wait for it or give another folder"
+            f"--out {root} is being written by {_holder(root)}; wait for it or give another folder"
         ) from error
     except OSError as error:
+        lock.release()
         raise ExportError(
             f"--out {error.filename or root} could not be written: {error.strerror}"
         ) from error
-    return lock
-
-
-@contextmanager
-def claimed(root: Path, *, overwrite: bool) -> Iterator[FileLock]:
-    """Claim root; if the block fails for a reason of the user's, leave nothing of ours there."""
-    existed = root.exists()
-    lock = claim(root, overwrite=overwrite)
-    try:
-        yield lock
-    except QkvmillError:
-        _clear(root)
-        release(root, lock)
-        if not existed:
-            root.rmdir()
+    except BaseException:
+        if (root / MANIFEST).exists() and not (root / JOURNAL).exists():
+            _remove_work(root)
+        lock.release()
         raise
 
 
-def release(root: Path, lock: FileLock) -> None:
+@contextmanager
+def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iterator[Work]:
+    """Claim root for the time of the block, which commits an export there.
+
+    If the block fails, what its journal names is kept for the next time; where that is nothing,
+    nothing of ours is left behind.
+
+    Raises:
+        ExportError: as `claim`.
+    """
+    existed = root.exists()
+    work = claim(root, fingerprint, overwrite=overwrite)
+    try:
+        yield work
+    except QkvmillError:
+        # What could not be written may be impossible to remove too: the first error is the one.
+        with suppress(OSError):
+            if not work.journal.files:
+                _remove_strays(root, Journal(root, {}))
+                _remove_work(root)
+                if not existed:
+                    disk.remove_folder(root)
+        work.lock.release()
+        raise
+    except BaseException:
+        work.lock.release()
+        raise
+    release(work)
+
+
+@contextmanager
+def else_in_vain(work: Work) -> Iterator[None]:
+    """Forget what is done if the block fails: the same command could not use it."""
+    try:
+        yield
+    except QkvmillError:
+        work.journal.files.clear()
+        raise
+
+
+def release(work: Work) -> None:
     """Remove what only an unfinished export needs, and let others claim root."""
-    shutil.rmtree(root / WORK)
-    lock.release()
+    _remove_work(work.root)
+    work.lock.release()
+
+
+def tidy(root: Path) -> None:
+    """Remove what a job that was stopped just after its commit left beside a finished export."""
+    lock = FileLock(root / LOCK)
+    with suppress(OSError, Timeout):
+        if (root / WORK).exists():
+            lock.acquire(timeout=0)
+            _remove_work(root)
+            lock.release()
+
+
+def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
+    """Check what the journal says is done, and remove everything else that is ours.
+
+    `advance` is told of bytes as they are read. Returns the names of files that are missing or not
+    as they were written, which count as not done.
+
+    Raises:
+        ExportError: if a file cannot be removed.
+    """
+    entries = list(work.journal.files.values())
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
+        whole = pool.map(lambda entry: _is_whole(work.root, entry, advance), entries)
+        damaged = [entry.name for entry, good in zip(entries, whole, strict=True) if not good]
+    for name in damaged:
+        work.journal.forget(name)
+    try:
+        _remove_strays(work.root, work.journal)
+    except OSError as error:
+        raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
+    return damaged
 
 
 def check_space(root: Path, needed: int) -> None:
@@ -113,6 +221,15 @@ def check_space(root: Path, needed: int) -> None:
         )
 
 
+def bytes_at(root: Path) -> int:
+    """Bytes of the files of ours at root, finished or not."""
+    folders = [root / name for name in (*OWN_FOLDERS, WORK)]
+    files = [root / name for name in OWN_FILES]
+    for folder in folders:
+        files += [path for path in folder.rglob("*") if not folder.is_symlink()]
+    return sum(path.lstat().st_size for path in files if path.is_file())
+
+
 def readable(count: int) -> str:
     """A number of bytes in decimal units: 1234567 -> '1.2 MB'."""
     if count < 1000:
@@ -125,14 +242,98 @@ def readable(count: int) -> str:
     return f"{value:.1f} {unit}"
 
 
-def _clear(root: Path) -> None:
-    """Remove what earlier work of ours left at root, which is claimed: WORK stays."""
-    (root / MANIFEST).unlink(missing_ok=True)
-    for name in OWN_FILES:
-        (root / name).unlink(missing_ok=True)
-    for name in OWN_FOLDERS:
-        if (root / name).is_dir() and not (root / name).is_symlink():
-            shutil.rmtree(root / name)
+def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journal:
+    """The journal to go on with: that of an unfinished job of the same fingerprint, or a new one.
+
+    Raises:
+        ExportError: if what stands at root may not be replaced.
+        OSError: if something cannot be removed.
+    """
+    # Another job may have finished since the first check.
+    check_claim(root, overwrite=overwrite)
+    kept = read_journal(root)
+    if kept is not None and kept.fingerprint == fingerprint:
+        mend_journal(root)
+        return kept
+    if (root / MANIFEST).exists():
+        if not overwrite:
+            raise ExportError(
+                f"--out {root} holds a finished export of other options or inputs; "
+                "give another folder, or --overwrite to replace it"
+            )
+        # Before anything else, so that no manifest ever stands beside files that are not its own.
+        disk.remove(root / MANIFEST)
+        disk.sync_folder(root)
+    elif kept is not None and not overwrite:
+        changed = "; ".join(differences(kept.fingerprint, fingerprint))
+        raise ExportError(
+            f"--out {root} holds an unfinished export of other options or inputs ({changed}); "
+            "give what it began with, another folder, or --overwrite to start over"
+        )
+    _remove_strays(root, Journal(root, {}))
+    return start_journal(root, fingerprint)
+
+
+def _is_whole(root: Path, entry: FileEntry, advance: Callable[[int], None]) -> bool:
+    """Whether a file is there, reached through no link, with the bytes that were written."""
+    path = root / entry.name
+    try:
+        plain = path.resolve() == root.resolve() / entry.name and path.is_file()
+        if plain and path.stat().st_size == entry.bytes:
+            return sha256_of(path, advance) == entry.sha256
+    except OSError:
+        pass
+    return False
+
+
+def _remove_strays(root: Path, journal: Journal) -> None:
+    """Remove what is ours at root but not in the journal; the journal and the lock stay."""
+    kept = {JOURNAL, LOCK, HOLDER, *journal.files}
+    names = [*OWN_FOLDERS, WORK, *OWN_FILES, *(f"{name}.part" for name in (*OWN_FILES, MANIFEST))]
+    for name in names:
+        _remove_all_but(root, name, kept)
+    disk.sync_folder(root)
+
+
+def _remove_all_but(root: Path, name: str, kept: set[str]) -> None:
+    """Remove a file, a link, or a folder with all that is in it, except for what is kept."""
+    path = root / name
+    if path.is_dir() and not path.is_symlink():
+        for inner in sorted(path.iterdir()):
+            _remove_all_but(root, f"{name}/{inner.name}", kept)
+        if not any(path.iterdir()):
+            disk.remove_folder(path)
+    elif name not in kept and (path.is_symlink() or path.exists()):
+        disk.remove(path)
+
+
+def _remove_work(root: Path) -> None:
+    """Remove .work, its journal last but the lock: until then it says what is done."""
+    _remove_all_but(root, WORK, {JOURNAL, LOCK, HOLDER})
+    for name in (JOURNAL, HOLDER, LOCK):
+        if (root / name).exists():
+            disk.remove(root / name)
+    try:
+        disk.remove_folder(root / WORK)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # another job is about to look at the export
+            raise
+    disk.sync_folder(root)
+
+
+def _say_who_holds(root: Path) -> None:
+    since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    with disk.create(root / HOLDER) as file:
+        text = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+        write_all(file, text.encode())
+
+
+def _holder(root: Path) -> str:
+    """Who holds the lock, as it said itself."""
+    try:
+        return (root / HOLDER).read_text("utf-8") or "another job"
+    except (OSError, UnicodeDecodeError):
+        return "another job"
 
 
 def _is_ours(manifest: Path) -> bool:

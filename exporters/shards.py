@@ -6,7 +6,6 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import RawIOBase
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporters.errors import ExportError
-from exporters.files import FileRecord, whole_file
+from exporters.files import FileRecord, whole_file, write_all
 
 Shape = tuple[torch.dtype, tuple[int, ...]]
 
@@ -76,26 +74,22 @@ def write_pieces(
     digest = hashlib.sha256(header)
     size = len(header)
     hashing: deque[Future[None]] = deque()
-    try:
-        with (
-            whole_file(root, name) as part,
-            part.open("wb", buffering=0) as file,
-            ThreadPoolExecutor(1, thread_name_prefix="hash") as pool,
-        ):
-            _write_all(file, memoryview(header))
-            for piece in pieces:
-                view = _bytes(piece)
-                hashing.append(pool.submit(digest.update, view))
-                _write_all(file, view)
-                size += len(view)
-                while len(hashing) > AHEAD:
-                    hashing.popleft().result()
-            for future in hashing:
-                future.result()
-            if size != len(header) + sum(bytes_of(*shape) for shape in declared.values()):
-                raise ValueError(f"{name}: the pieces have {size} bytes, not what was declared")
-    except OSError as error:
-        raise ExportError(f"{root / name} could not be written: {error.strerror}") from error
+    with (
+        whole_file(root, name) as file,
+        ThreadPoolExecutor(1, thread_name_prefix="hash") as pool,
+    ):
+        write_all(file, header)
+        for piece in pieces:
+            view = _bytes(piece)
+            hashing.append(pool.submit(digest.update, view))
+            write_all(file, view)
+            size += len(view)
+            while len(hashing) > AHEAD:
+                hashing.popleft().result()
+        for future in hashing:
+            future.result()
+        if size != len(header) + sum(bytes_of(*shape) for shape in declared.values()):
+            raise ValueError(f"{name}: the pieces have {size} bytes, not what was declared")
     return FileRecord(name, size, digest.hexdigest())
 
 
@@ -154,10 +148,3 @@ def _header(declared: Mapping[str, Shape], metadata: tuple[str, str] | None) -> 
 def _bytes(piece: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return piece.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _write_all(file: RawIOBase, view: memoryview) -> None:
-    """One write takes 2 GB at most, and may take less than it is given."""
-    done = 0
-    while done < len(view):
-        done += file.write(view[done:]) or 0

@@ -5,7 +5,7 @@ document_starts  int64 [m]    where the documents that begin in this part begin,
                               the start of the whole stream
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,25 +58,50 @@ class IdSet:
 
 
 class TokenWriter:
-    """Takes documents' ids in order and writes the stream in parts, holding one part at most."""
+    """Takes documents' ids in order and writes the stream in parts, holding one part at most.
 
-    def __init__(self, root: Path, part_tokens: int = PART_TOKENS) -> None:
+    Args:
+        on_part: told of each part once it is written.
+        kept: the first parts, which are written already.
+        start: the place in the stream of the next id that `append` will be given; what stands in
+            the kept parts is not written again.
+        documents: how many documents begin before `start`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        part_tokens: int = PART_TOKENS,
+        *,
+        on_part: Callable[[TokenPart], None] = lambda _: None,
+        kept: Sequence[TokenPart] = (),
+        start: int = 0,
+        documents: int = 0,
+    ) -> None:
         self.root = root
-        self.parts: list[TokenPart] = []
-        self.tokens = 0
-        self.documents = 0
+        self.parts: list[TokenPart] = list(kept)
+        self.tokens = start
+        self.documents = documents
         self.seen = IdSet()
+        self._on_part = on_part
+        self._kept = sum(part.tokens for part in kept)
         self._ids: NDArray[np.int32] = np.empty(part_tokens, np.int32)
         self._filled = 0
         self._starts: list[int] = []
+        for part in kept:
+            self.seen.add(_ids_of(root, part))
 
     def start_document(self) -> None:
         """The next ids begin a document."""
-        self._starts.append(self.tokens)
+        if self.tokens >= self._kept:
+            self._starts.append(self.tokens)
         self.documents += 1
 
     def append(self, ids: NDArray[Any]) -> None:
         """Add ids [n], any integer type, to the stream."""
+        skipped = min(len(ids), max(0, self._kept - self.tokens))
+        self.tokens += skipped
+        ids = ids[skipped:]
         self.seen.add(ids)
         while len(ids):
             taken = ids[: len(self._ids) - self._filled]
@@ -113,6 +138,14 @@ class TokenWriter:
         self.parts.append(part)
         self._starts = later
         self._filled = 0
+        self._on_part(part)
+
+
+def _ids_of(root: Path, part: TokenPart) -> NDArray[np.int32]:
+    """The ids of a part that is written."""
+    with safe_open(root / part.file.name, framework="np") as file:
+        ids: NDArray[np.int32] = file.get_tensor("input_ids")
+    return ids
 
 
 class TokenStream:

@@ -30,6 +30,7 @@ from jobs.expand import expand as expand_export
 from jobs.plan import plan as plan_job
 from jobs.progress import Reporter
 from jobs.run import run as run_job
+from jobs.stopping import StoppedError, stoppable
 from jobs.tokenizer import ENCODINGS, load_tokenizer
 from kernels.errors import QkvmillError, is_out_of_memory
 from kernels.layer import DTYPES
@@ -185,7 +186,7 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
                      "faster, less exact."),
         option("--shard-size", type=Size(), default="512MB", show_default=True,
                      help="Most bytes of tensors in one shard."),
-        option("--overwrite", is_flag=True, help="Replace a finished export at --out."),
+        option("--overwrite", is_flag=True, help="Replace a finished export at --out, or an unfinished one of another job."),
     ]  # fmt: skip
     for add in reversed(options):
         command = add(command)
@@ -209,7 +210,9 @@ def cli() -> None:
 @output_options
 def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
     """Tokenize CORPUS (.txt files and folders of them), compute, and export to --out."""
-    summary = run_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
+    config = JobConfig(**options)
+    with stoppable() as check:
+        summary = run_job(config, Reporter(quiet=quiet or as_json, check=check))
     _print(asdict(summary), "exported", quiet, as_json)
 
 
@@ -283,8 +286,9 @@ def expand_command(
 ) -> None:
     """Write the compact export EXPORT as a full one, as run --method tables would have."""
     check_device(device)
-    reporter = Reporter(quiet=quiet or as_json)
-    summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
+    with stoppable() as check:
+        reporter = Reporter(quiet=quiet or as_json, check=check)
+        summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
     _print(asdict(summary), "expanded", quiet, as_json)
 
 
@@ -370,7 +374,7 @@ def bench_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status after printing any error as one line.
 
-    0 done, 1 could not, 2 wrong usage, 130 interrupted.
+    0 done, 1 could not, 2 wrong usage, 130 stopped by SIGINT, 143 by SIGTERM.
     """
     _mend_streams()
     try:
@@ -378,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = cli.main(arguments, prog_name="qkvmill", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.Abort:
-        _fail("interrupted; the same command starts the export over")
+        _fail("interrupted")
         return INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
@@ -389,6 +393,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         _fail(str(error))
         return 2
+    except StoppedError as stopped:
+        _fail(str(stopped))
+        return stopped.status
     except QkvmillError as error:
         _fail(str(error))
         return 1

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from queue import SimpleQueue
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from exporters.contents import TensorPlan
 from exporters.files import FileRecord
+from exporters.folder import Work
 from exporters.manifest import FileEntry
 from exporters.shards import AHEAD, DTYPE_NAMES, Shape, file_order, write_pieces, write_tensors
 from exporters.source import WindowSource, fill, separate
 from jobs.outputs import allocate, shard_name
-from jobs.progress import Reporter
+from jobs.progress import Advance, Reporter
+from kernels.errors import DeviceError
 
 METADATA = ("format", "pt")
 PIECE_BYTES = 8 << 20  # of one tensor, computed at once: still in the caches when it is written
@@ -24,26 +26,41 @@ STEP_TOKENS = 1 << 14  # computed at once where whole shards are held
 PIECE_TOKENS = 1 << 16  # of a piece at most, since ids are cut for all of them
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file of windows: its name, its first window and the one after its last."""
+
+    name: str
+    first: int
+    stop: int
+
+
 def write_shards(
-    root: Path,
+    work: Work,
     source: WindowSource,
     plans: dict[str, TensorPlan],
     windows_per_shard: int,
     reporter: Reporter,
 ) -> list[FileEntry]:
-    """Compute and write every shard, in order; returns their entries of the manifest.
+    """Compute and write every shard that is not kept; returns the entries of all, in order.
 
     Raises:
         ExportError: if a shard cannot be written.
     """
     count = source.windows.count
+    firsts = range(0, count, windows_per_shard)
     shards = [
-        (first, min(first + windows_per_shard, count))
-        for first in range(0, count, windows_per_shard)
+        Shard(shard_name(index, len(firsts)), first, min(first + windows_per_shard, count))
+        for index, first in enumerate(firsts)
     ]
-    if separate(source.backend, "tables" if source.tables else "direct"):
-        return _stream(root, source, plans, shards, reporter)
-    return _compute_ahead(root, source, plans, shards, reporter)
+    missing = [shard for shard in shards if work.kept(shard.name) is None]
+    windows = sum(shard.stop - shard.first for shard in missing)
+    with reporter.stage("windows", windows, "windows") as advance:
+        if missing and separate(source.backend, "tables" if source.tables else "direct"):
+            _stream(work, source, plans, missing, reporter, advance)
+        elif missing:
+            _compute_ahead(work, source, plans, missing, reporter, advance)
+    return [work.journal.files[shard.name] for shard in shards]
 
 
 def buffer_bytes(plans: dict[str, TensorPlan], shards: int, shard_bytes: int, pieces: bool) -> int:
@@ -59,12 +76,13 @@ def _piece_bytes(plans: dict[str, TensorPlan]) -> int:
 
 
 def _stream(
-    root: Path,
+    work: Work,
     source: WindowSource,
     plans: dict[str, TensorPlan],
-    shards: list[tuple[int, int]],
+    shards: list[Shard],
     reporter: Reporter,
-) -> list[FileEntry]:
+    advance: Advance,
+) -> None:
     """Compute the tensors of a shard one by one, in pieces that go straight to its file.
 
     As many shards as there are threads are made at once, each by one thread and one that hashes:
@@ -79,9 +97,9 @@ def _stream(
     for _ in range(workers):
         idle.put([torch.empty(size, dtype=torch.uint8) for _ in range(AHEAD + 1)])
 
-    def write(index: int) -> tuple[FileEntry, float, float]:
-        """Write a shard; returns its entry and the seconds of computing and of all."""
-        first, stop = shards[index]
+    def write(shard: Shard) -> tuple[float, float]:
+        """Write a shard; returns the seconds of computing and of all."""
+        reporter.check()
         computing = 0.0
         buffers = idle.get()
 
@@ -92,8 +110,9 @@ def _stream(
                 plan = plans[name]
                 most = min(PIECE_BYTES // plan.window_bytes, PIECE_TOKENS // length)
                 step = max(1, most)
-                for at in range(first, stop, step):
-                    until = min(at + step, stop)
+                for at in range(shard.first, shard.stop, step):
+                    reporter.check()
+                    until = min(at + step, shard.stop)
                     began = time.monotonic()
                     data = next(turns)[: (until - at) * plan.window_bytes]
                     piece = data.view(plan.dtype).view(until - at, *plan.shape)
@@ -102,81 +121,87 @@ def _stream(
                     yield piece
 
         began = time.monotonic()
-        declared = {name: (p.dtype, (stop - first, *p.shape)) for name, p in plans.items()}
-        name = shard_name(index, len(shards))
+        count = shard.stop - shard.first
+        declared = {name: (plan.dtype, (count, *plan.shape)) for name, plan in plans.items()}
         try:
-            record = write_pieces(root, name, declared, pieces(), METADATA)
+            record = write_pieces(work.root, shard.name, declared, pieces(), METADATA)
         finally:
             idle.put(buffers)
-        entry = entry_of(record, "windows", declared, first, stop - first)
-        return entry, computing, time.monotonic() - began
+        work.journal.add_file(entry_of(record, "windows", declared, shard.first, count))
+        return computing, time.monotonic() - began
 
-    entries = []
     try:
-        with (
-            reporter.stage("windows", source.windows.count, "windows") as advance,
-            ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (1,)) as pool,
-        ):
-            for entry, computing, seconds in pool.map(write, range(len(shards))):
-                entries.append(entry)
-                reporter.add("compute", computing / workers)
-                reporter.add("write", (seconds - computing) / workers)
-                advance(entry.count)
+        with ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (1,)) as pool:
+            futures = {pool.submit(write, shard): shard for shard in shards}
+            try:
+                for future in as_completed(futures):
+                    computing, seconds = future.result()
+                    reporter.add("compute", computing / workers)
+                    reporter.add("write", (seconds - computing) / workers)
+                    advance(futures[future].stop - futures[future].first)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         # What a thread of the pool set is what torch gives to threads that start later.
         torch.set_num_threads(threads)
-    return entries
 
 
 def _compute_ahead(
-    root: Path,
+    work: Work,
     source: WindowSource,
     plans: dict[str, TensorPlan],
-    shards: list[tuple[int, int]],
+    shards: list[Shard],
     reporter: Reporter,
-) -> list[FileEntry]:
+    advance: Advance,
+) -> None:
     """Compute whole shards, two buffers in turn: one is written while the next is computed."""
-    count = source.windows.count
     on_gpu = source.backend is not None and source.backend.device.type == "cuda"
-    buffers = [allocate(plans, shards[0][1], pinned=on_gpu) for _ in shards[:2]]
+    most = max(shard.stop - shard.first for shard in shards)
+    buffers = [allocate(plans, most, pinned=on_gpu) for _ in shards[:2]]
     step = max(1, STEP_TOKENS // source.windows.context_length)
-    entries: list[FileEntry] = []
-    written: Future[tuple[FileEntry, float]] | None = None
+    halved = False
+    written: Future[float] | None = None
 
-    def collect(future: Future[tuple[FileEntry, float]]) -> None:
-        entry, seconds = future.result()
-        reporter.add("write", seconds)
-        entries.append(entry)
-
-    with (
-        reporter.stage("windows", count, "windows") as advance,
-        ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
-    ):
-        for index, (first, stop) in enumerate(shards):
-            tensors = {n: buffer[: stop - first] for n, buffer in buffers[index % 2].items()}
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+        for shard, buffer in zip(shards, cycle(buffers), strict=False):
+            count = shard.stop - shard.first
+            tensors = {name: tensor[:count] for name, tensor in buffer.items()}
             began = time.monotonic()
-            for at in range(first, stop, step):
-                until = min(at + step, stop)
-                rows = slice(at - first, until - first)
-                fill(source, at, until, {name: tensor[rows] for name, tensor in tensors.items()})
+            at = shard.first
+            while at < shard.stop:
+                until = min(at + step, shard.stop)
+                rows = slice(at - shard.first, until - shard.first)
+                try:
+                    fill(source, at, until, {name: t[rows] for name, t in tensors.items()})
+                except torch.OutOfMemoryError as error:
+                    if step == 1:
+                        raise DeviceError(
+                            "the GPU's memory ran out on one window; give a smaller "
+                            "--context-length or --device cpu"
+                        ) from error
+                    if not halved:
+                        reporter.note("the GPU's memory ran out: computing fewer windows at once")
+                    step, halved = step // 2, True
+                    torch.cuda.empty_cache()
+                    continue
                 advance(until - at)
+                at = until
             reporter.add("compute", time.monotonic() - began)
             if written is not None:
-                collect(written)
-            written = writer.submit(_write, root, shard_name(index, len(shards)), tensors, first)
+                reporter.add("write", written.result())
+            written = writer.submit(_write, work, shard, tensors)
         if written is not None:
-            collect(written)
-    return entries
+            reporter.add("write", written.result())
 
 
-def _write(
-    root: Path, name: str, tensors: dict[str, Tensor], first: int
-) -> tuple[FileEntry, float]:
-    """Write one shard; returns its entry and how many seconds it took."""
+def _write(work: Work, shard: Shard, tensors: dict[str, Tensor]) -> float:
+    """Write one shard; returns how many seconds it took."""
     began = time.monotonic()
-    record = write_tensors(root, name, tensors, METADATA)
-    entry = entry_of(record, "windows", shapes(tensors), first, len(tensors["window_start"]))
-    return entry, time.monotonic() - began
+    record = write_tensors(work.root, shard.name, tensors, METADATA)
+    count = shard.stop - shard.first
+    work.journal.add_file(entry_of(record, "windows", shapes(tensors), shard.first, count))
+    return time.monotonic() - began
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from exporters.contents import exported_tensors, window_bytes
 from exporters.errors import ExportError
 from exporters.files import copy, sha256_of
-from exporters.folder import check_claim, check_space, claimed, release
+from exporters.folder import Work, bytes_at, check_claim, check_space, claimed, else_in_vain
 from exporters.manifest import (
     MANIFEST,
     FileEntry,
@@ -17,9 +17,11 @@ from exporters.manifest import (
 )
 from exporters.reading import open_source
 from jobs.compute import write_shards
+from jobs.fingerprint import expand_fingerprint
 from jobs.outputs import windows_per_shard
 from jobs.progress import Reporter
 from jobs.record import Summary, summary, write_run
+from jobs.resume import say_what_is_kept
 from jobs.run import HEADROOM
 from jobs.versions import versions
 from kernels.dispatch import choose
@@ -42,8 +44,7 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         raise ExportError(f"{source} is a full export already: its shards hold the windows")
     if out.resolve() == source.resolve():
         raise ExportError(f"--out {out} is the compact export itself; give another folder")
-    if found := check_claim(out, overwrite=overwrite):
-        reporter.note(f"{out} holds {found}: starting over")
+    found = check_claim(out, overwrite=overwrite)
     with garbled_is_damaged(source):
         backend = choose(device, DTYPES[manifest.job["dtype"]])
         reporter.note(backend.sentence())
@@ -51,18 +52,25 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         per_window = window_bytes(plans)
         copied = [entry for entry in manifest.files if entry.kind in ("tokens", "weights")]
         needed = per_window * manifest.windows["count"] + sum(entry.bytes for entry in copied)
-    check_space(out, needed + HEADROOM)
+    check_space(out, needed - bytes_at(out) + HEADROOM)
 
-    with claimed(out, overwrite=overwrite) as lock, garbled_is_damaged(source):
-        with reporter.stage("copy", sum(entry.bytes for entry in copied), "bytes") as advance:
+    with (
+        claimed(out, expand_fingerprint(source, backend), overwrite=overwrite) as work,
+        garbled_is_damaged(source),
+    ):
+        if work.committed:
+            return summary(out, read_manifest(out), reporter)
+        say_what_is_kept(work, found, reporter)
+        size = sum(entry.bytes for entry in copied)
+        with else_in_vain(work), reporter.stage("copy", size, "bytes") as advance:
             for entry in manifest.files:
-                _check_or_copy(source, out, entry, copied=entry in copied)
+                if work.kept(entry.name) != entry:
+                    _check_or_copy(source, work, entry, copied=entry in copied)
                 advance(entry.bytes if entry in copied else 0)
-        windows = open_source(source, manifest, backend)
-    job = manifest.job
-    with garbled_is_damaged(source):
+            windows = open_source(source, manifest, backend)
+        job = manifest.job
         per_shard = windows_per_shard(plans, job["shard_size"], job["batch_size"])
-        shards = write_shards(out, windows, plans, per_shard, reporter)
+        shards = write_shards(work, windows, plans, per_shard, reporter)
         software = versions()
         method = Method("tables", (manifest.compute or {})["method_reason"])
         full = replace(
@@ -73,19 +81,20 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
             expand=None,
             files=(*copied, *shards),
         )
-    write_run(out, started, reporter)
-    commit(out, full)
-    release(out, lock)
+        reporter.check()
+        write_run(out, started, reporter)
+        commit(out, full)
     return summary(out, full, reporter)
 
 
-def _check_or_copy(source: Path, out: Path, entry: FileEntry, *, copied: bool) -> None:
+def _check_or_copy(source: Path, work: Work, entry: FileEntry, *, copied: bool) -> None:
     """Read a file of the compact export once: against its hash, and to out where it goes there."""
     path = source / entry.name
     try:
-        sha256 = copy(path, out, entry.name).sha256 if copied else sha256_of(path)
+        sha256 = copy(path, work.root, entry.name).sha256 if copied else sha256_of(path)
     except OSError as error:
-        place = error.filename or path
-        raise ExportError(f"{place} could not be read or written: {error.strerror}") from error
+        raise ExportError(f"{path} could not be read: {error.strerror}") from error
     if sha256 != entry.sha256:
         raise ExportError(f"{path} is damaged: its bytes do not match the hash in {MANIFEST}")
+    if copied:
+        work.journal.add_file(entry)

@@ -1,5 +1,6 @@
 """What a person sees while a job works: bars on a terminal, plain lines elsewhere, on stderr."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +27,13 @@ class Reporter:
 
     Args:
         quiet: say nothing.
+        check: called often, from any thread; raises where the job is to stop.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, check: Callable[[], None] = lambda: None) -> None:
         self.quiet = quiet
+        self.check = check
+        self._advancing = threading.Lock()
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.seconds: dict[str, float] = {}
 
@@ -40,9 +44,16 @@ class Reporter:
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         """Time a stage and show how far it is; yields the function that advances it."""
+        self.check()
         began = time.monotonic()
         shown = self._bar if self.console.is_terminal and not self.quiet else self._lines
-        with shown(name, total, unit) as advance:
+        with shown(name, total, unit) as show:
+
+            def advance(amount: int) -> None:
+                self.check()
+                with self._advancing:
+                    show(amount)
+
             yield advance
         self.add(name, time.monotonic() - began)
 

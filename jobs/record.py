@@ -13,10 +13,10 @@ import torch
 from exporters.files import write_text
 from exporters.manifest import RUN, FileEntry, Manifest
 from exporters.recipe import recipe
-from exporters.tokens import TokenPart
 from exporters.windows import WindowPlan
 from jobs.config import JobConfig
 from jobs.corpus import Corpus
+from jobs.fingerprint import tokenizer_record
 from jobs.parameters import Parameters
 from jobs.progress import Reporter
 from jobs.tokenise import TokenTotals
@@ -90,12 +90,7 @@ def manifest_of(
             "skipped_files": corpus.skipped_files,
             "replaced_sequences": totals.replaced_sequences,
         },
-        tokenizer={
-            "name": tokenizer.name,
-            "vocabulary_sha256": tokenizer.vocabulary_sha256,
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "end_of_text": tokenizer.end_of_text,
-        },
+        tokenizer=tokenizer_record(tokenizer),
         tokens={
             "count": totals.tokens,
             "documents": totals.documents,
@@ -115,22 +110,6 @@ def manifest_of(
         files=tuple(entries),
     )
     return replace(manifest, expand=recipe(manifest)) if manifest.compact else manifest
-
-
-def token_entry(part: TokenPart) -> FileEntry:
-    """The manifest's entry of a part of the token stream."""
-    return FileEntry(
-        name=part.file.name,
-        kind="tokens",
-        bytes=part.file.bytes,
-        sha256=part.file.sha256,
-        first=part.first_token,
-        count=part.tokens,
-        tensors={
-            "input_ids": {"dtype": "int32", "shape": [part.tokens]},
-            "document_starts": {"dtype": "int64", "shape": [part.documents]},
-        },
-    )
 
 
 def write_run(root: Path, started: datetime, reporter: Reporter) -> None:

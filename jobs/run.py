@@ -1,24 +1,33 @@
 """The life of a job: corpus -> tokens -> windows -> (direct | tables) -> shards -> manifest."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from exporters.contents import window_bytes
-from exporters.folder import check_claim, check_space, claimed, readable, release
-from exporters.manifest import FileEntry, commit
+from exporters.folder import (
+    Work,
+    bytes_at,
+    check_claim,
+    check_space,
+    claimed,
+    else_in_vain,
+    readable,
+)
+from exporters.manifest import FileEntry, commit, read_manifest
 from exporters.shards import write_tensors
 from exporters.source import WindowSource
-from exporters.tokens import TokenStream, TokenWriter
+from exporters.tokens import TokenStream
 from exporters.windows import STARTS, WindowPlan
 from jobs.compute import entry_of, shapes, write_shards
 from jobs.config import JobConfig
 from jobs.corpus import find_files
+from jobs.fingerprint import fingerprint
 from jobs.layers import LayerShape, check_ids, layer_shape, load_weights, make_layer
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
-from jobs.parameters import kept_bytes, make_parameters
+from jobs.parameters import make_parameters
 from jobs.progress import Reporter
-from jobs.record import Summary, manifest_of, summary, token_entry, write_run
-from jobs.tokenise import tokenise
+from jobs.record import Summary, manifest_of, summary, write_run
+from jobs.resume import finished, keep_method, kept_method, say_what_is_kept
+from jobs.stream import token_entry, write_stream
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from jobs.windows import plan_random, plan_sequential
 from kernels.dispatch import Backend, choose
@@ -40,52 +49,63 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     tokenizer = load_tokenizer(config.tokenizer)
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)
-    if found := check_claim(config.out, overwrite=config.overwrite):
-        reporter.note(f"{config.out} holds {found}: starting over")
-    check_space(config.out, bytes_known_before(config, loaded, tokenizer) + HEADROOM)
+    job = fingerprint(config, corpus, tokenizer, loaded, backend)
+    if not config.overwrite and (done := finished(config.out, job, corpus, reporter)):
+        return summary(config.out, done, reporter)
+    found = check_claim(config.out, overwrite=config.overwrite)
+    needed = bytes_known_before(config, loaded, tokenizer)
+    check_space(config.out, needed - bytes_at(config.out) + HEADROOM)
 
-    with claimed(config.out, overwrite=config.overwrite) as lock:
-        writer = TokenWriter(config.out)
-        totals = tokenise(config, corpus, tokenizer, writer, reporter)
-        parts = writer.close()
+    with claimed(config.out, job, overwrite=config.overwrite) as work:
+        if work.committed:
+            return summary(config.out, read_manifest(config.out), reporter)
+        say_what_is_kept(work, found, reporter)
+        totals, parts = write_stream(config, corpus, tokenizer, work, reporter)
         distinct = len(totals.seen)
-        windows = plan_windows(config, totals.tokens)
-        shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
-        method = decide(config, shape, totals.largest_id, distinct, windows.count, backend)
+        with else_in_vain(work):
+            windows = plan_windows(config, totals.tokens)
+            shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
+            method = kept_method(work) or decide(
+                config, shape, totals.largest_id, distinct, windows.count, backend
+            )
+        keep_method(work, method)
         needed = sizes(
-            config, shape, method, tokens=0, documents=0, distinct=distinct, windows=windows.count
-        )
-        check_space(config.out, needed.disk_bytes - kept_bytes(config.out) + HEADROOM)
-    plans = shard_tensors(config, shape)
-    _say_what_differs(config, windows, window_bytes(plans), reporter)
+            config, shape, method, tokens=totals.tokens, documents=totals.documents,
+            distinct=distinct, windows=windows.count,
+        ).disk_bytes  # fmt: skip
+        check_space(config.out, needed - work.kept_bytes() + HEADROOM)
+        plans = shard_tensors(config, shape)
+        _say_what_differs(config, windows, window_bytes(plans), reporter)
 
-    entries = [token_entry(part) for part in parts]
-    parameters = None
-    if backend is not None:
-        with reporter.stage("layer", 1, "layer") as advance:
-            layer = loaded or make_layer(config, tokenizer, totals.largest_id)
-            advance(1)
-        parameters = make_parameters(config, layer, totals.seen.ids(), method, backend, reporter)
-        entries += parameters.entries
-        del layer, loaded  # files of shards are about to need the memory
-    if config.artifact == "compact":
-        entries += _write_starts(config.out, windows)
-    else:
-        source = WindowSource(
-            windows=windows,
-            stream=TokenStream(config.out, parts),
-            layout=config.layout,
-            backend=backend,
-            layer=parameters.layer if parameters else None,
-            tables=parameters.tables if parameters else None,
-        )
-        per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
-        entries += write_shards(config.out, source, plans, per_shard, reporter)
+        entries = [token_entry(part) for part in parts]
+        parameters = None
+        if backend is not None:
+            with reporter.stage("layer", 1, "layer") as advance:
+                layer = loaded or make_layer(config, tokenizer, totals.largest_id)
+                advance(1)
+            parameters = make_parameters(
+                work, config, layer, totals.seen.ids(), method, backend, reporter
+            )
+            entries += parameters.entries
+            del layer, loaded  # files of shards are about to need the memory
+        if config.artifact == "compact":
+            entries += _write_starts(work, windows)
+        else:
+            source = WindowSource(
+                windows=windows,
+                stream=TokenStream(config.out, parts),
+                layout=config.layout,
+                backend=backend,
+                layer=parameters.layer if parameters else None,
+                tables=parameters.tables if parameters else None,
+            )
+            per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
+            entries += write_shards(work, source, plans, per_shard, reporter)
 
-    manifest = manifest_of(config, corpus, tokenizer, totals, windows, parameters, entries)
-    write_run(config.out, started, reporter)
-    commit(config.out, manifest)
-    release(config.out, lock)
+        manifest = manifest_of(config, corpus, tokenizer, totals, windows, parameters, entries)
+        reporter.check()
+        write_run(config.out, started, reporter)
+        commit(config.out, manifest)
     return summary(config.out, manifest, reporter)
 
 
@@ -166,10 +186,12 @@ def _say_what_differs(
         )
 
 
-def _write_starts(root: Path, windows: WindowPlan) -> list[FileEntry]:
+def _write_starts(work: Work, windows: WindowPlan) -> list[FileEntry]:
     """Write where random windows begin; those of sequential ones follow from the stride."""
     if windows.random_starts is None:
         return []
-    tensors = {"window_start": windows.random_starts}
-    record = write_tensors(root, STARTS, tensors, ("format", "pt"))
-    return [entry_of(record, "windows", shapes(tensors), 0, windows.count)]
+    if work.kept(STARTS) is None:
+        tensors = {"window_start": windows.random_starts}
+        record = write_tensors(work.root, STARTS, tensors, ("format", "pt"))
+        work.journal.add_file(entry_of(record, "windows", shapes(tensors), 0, windows.count))
+    return [work.journal.files[STARTS]]

@@ -50,7 +50,7 @@ class TokenTotals:
     separators: int
     seen: IdSet
     replaced_sequences: int  # stretches of bytes that were not UTF-8, each now one U+FFFD
-    files: tuple[dict[str, Any], ...]  # name, bytes, sha256, tokens
+    files: tuple[dict[str, Any], ...]  # name, bytes, sha256, tokens, replaced_sequences
 
     @property
     def largest_id(self) -> int:
@@ -58,42 +58,55 @@ class TokenTotals:
 
 
 def tokenise(
-    config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, sink: TokenSink, reporter: Reporter
+    config: JobConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    sink: TokenSink,
+    reporter: Reporter,
+    files: list[dict[str, Any]] | None = None,
 ) -> TokenTotals:
     """Send the tokens of a corpus to a sink, with the end-of-text token between documents.
+
+    Args:
+        files: records of the first files, whose tokens the sink has; those of others are added.
 
     Raises:
         CorpusError: if a document cannot be read.
     """
     separator = np.array([tokenizer.end_of_text])
-    separators = replaced = 0
-    files = []
+    files = [] if files is None else files
     with reporter.stage("tokenise", corpus.bytes, "bytes") as advance:
-        for index, file in enumerate(corpus.files):
+        advance(sum(file["bytes"] for file in files))
+        for index, file in enumerate(corpus.files[len(files) :], len(files)):
             record = TextRecord()
             if index and config.separator == "eot":
                 sink.append(separator)
-                separators += 1
             sink.start_document()
             before, advanced = sink.tokens, 0
             for ids in encode(tokenizer, read_text(file, config.text_errors, record)):
                 sink.append(ids)
                 advance(record.bytes - advanced)
                 advanced = record.bytes
-            replaced += record.replaced
             files.append(
                 {
                     "name": file.name,
                     "bytes": record.bytes,
                     "sha256": record.digest.hexdigest(),
                     "tokens": sink.tokens - before,
+                    "replaced_sequences": record.replaced,
                 }
             )
+    return totals_of(config, files, sink.seen)
+
+
+def totals_of(config: JobConfig, files: list[dict[str, Any]], seen: IdSet) -> TokenTotals:
+    """What a corpus came to, from the records of its files; each is one document."""
+    separators = max(0, len(files) - 1) if config.separator == "eot" else 0
     return TokenTotals(
-        tokens=sink.tokens,
-        documents=sink.documents,
+        tokens=sum(file["tokens"] for file in files) + separators,
+        documents=len(files),
         separators=separators,
-        seen=sink.seen,
-        replaced_sequences=replaced,
+        seen=seen,
+        replaced_sequences=sum(file["replaced_sequences"] for file in files),
         files=tuple(files),
     )

@@ -54,7 +54,8 @@ class Backend:
             "method": method.name if method else None,
             "method_reason": method.reason if method else None,
             "precision": "ieee" if tables is not None else self.precision,
-            "configuration": self.place | shape,
+            "place": self.place,
+            "configuration": shape,
         }
 
 

@@ -9,7 +9,8 @@ QkvmillError
 ├── ConfigError       jobs        options that contradict each other (exit status 2)
 ├── CorpusError       jobs        a corpus that cannot be read
 ├── TokenizerError    jobs        a vocabulary that is missing, damaged or another
-└── DisagreementError jobs        results of a bench that differ
+├── DisagreementError jobs        results of a bench that differ
+└── StoppedError      jobs        a signal that asked a job to stop (exit status 130 or 143)
 """
 
 

@@ -1,50 +1,173 @@
+import hashlib
 import os
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from exporters.errors import ExportError
-from exporters.folder import check_claim, check_space, claim, readable, release
+from exporters.files import whole_file
+from exporters.folder import (
+    Work,
+    bytes_at,
+    check_claim,
+    check_kept,
+    check_space,
+    claim,
+    claimed,
+    readable,
+    release,
+    tidy,
+)
+from exporters.journal import start_journal
+from exporters.manifest import FileEntry
+
+JOB = {"options": {"seed": 0, "dtype": "float32"}, "software": {"torch": "2.13.0"}}
+
+
+def finish(work: Work, name: str, data: bytes = b"data") -> None:
+    """Write a file and note it in the journal."""
+    with whole_file(work.root, name) as file:
+        file.write(data)
+    entry = FileEntry(
+        name=name, kind="windows", bytes=len(data), sha256=hashlib.sha256(data).hexdigest(),
+        first=0, count=1, tensors={},
+    )  # fmt: skip
+    work.journal.add_file(entry)
+
+
+def kept_after(work: Work) -> list[str]:
+    """What the next claim keeps."""
+    work.lock.release()
+    again = claim(work.root, JOB, overwrite=False)
+    check_kept(again, lambda _: None)
+    return sorted(again.journal.files)
 
 
 def test_a_new_folder_is_claimed_and_released(tmp_path: Path) -> None:
     root = tmp_path / "deep/out"
-    lock = claim(root, overwrite=False)
+    work = claim(root, JOB, overwrite=False)
     assert os.listdir(root) == [".work"]
-    release(root, lock)
+    release(work)
     assert os.listdir(root) == []
 
 
-def test_a_folder_that_another_job_writes_is_refused_until_it_ends(tmp_path: Path) -> None:
-    lock = claim(tmp_path, overwrite=False)
+def test_a_folder_that_another_job_writes_is_refused_and_the_job_is_named(tmp_path: Path) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    holder = f"is being written by process {os.getpid()} on {socket.gethostname()} since 20"
     for overwrite in (True, False):
-        with pytest.raises(ExportError, match="is being written by another job"):
-            claim(tmp_path, overwrite=overwrite)
-    release(tmp_path, lock)
-    claim(tmp_path, overwrite=False)
+        with pytest.raises(ExportError, match=holder):
+            claim(tmp_path, JOB, overwrite=overwrite)
+    release(work)
+    claim(tmp_path, JOB, overwrite=False)
 
 
-def test_an_unfinished_export_is_cleared(tmp_path: Path) -> None:
-    claim(tmp_path, overwrite=False)
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards/shard-00001-of-00009.safetensors").write_bytes(b"old")
+def test_what_the_journal_names_is_kept_and_strays_go(tmp_path: Path) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    finish(work, "shards/a.safetensors")
+    finish(work, "weights.safetensors")
+    for stray in ("shards/b.safetensors", "shards/c.part", "run.json", ".work/tables.safetensors"):
+        (tmp_path / stray).write_bytes(b"stray")
+    (tmp_path / "tokens").mkdir()
     assert check_claim(tmp_path, overwrite=False) == "an unfinished export"
-    claim(tmp_path, overwrite=False)
+    assert kept_after(work) == ["shards/a.safetensors", "weights.safetensors"]
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    own = [".work/holder", ".work/journal", ".work/lock"]
+    assert found == [*own, "shards/a.safetensors", "weights.safetensors"]
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: path.write_bytes(b"dat4"), id="flipped"),
+        pytest.param(lambda path: path.write_bytes(b"dat"), id="cut"),
+        pytest.param(lambda path: path.unlink(), id="gone"),
+        pytest.param(lambda path: (path.rename("elsewhere"), path.symlink_to("x")), id="link"),
+        pytest.param(lambda path: (path.unlink(), path.mkdir()), id="folder"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_not_kept(
+    tmp_path: Path, spoil: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = claim(tmp_path / "out", JOB, overwrite=False)
+    finish(work, "shards/a.safetensors")
+    finish(work, "shards/b.safetensors")
+    spoil(tmp_path / "out/shards/a.safetensors")
+    assert kept_after(work) == ["shards/b.safetensors"]
+    assert os.listdir(tmp_path / "out/shards") == ["b.safetensors"]
+
+
+def test_another_job_is_refused_with_what_differs_until_it_may_overwrite(tmp_path: Path) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    finish(work, "shards/a.safetensors")
+    work.lock.release()
+    other = {"options": {"seed": 1, "dtype": "float32"}, "software": {"torch": "2.11.0"}}
+    differing = r'options.seed was 0, now 1; software.torch was "2.13.0", now "2.11.0".*--overwrite'
+    with pytest.raises(ExportError, match=differing):
+        claim(tmp_path, other, overwrite=False)
+    assert (tmp_path / "shards/a.safetensors").exists()
+    assert claim(tmp_path, other, overwrite=True).journal.files == {}
     assert os.listdir(tmp_path) == [".work"]
+
+
+def test_overwriting_goes_on_with_a_job_that_was_overwriting(tmp_path: Path) -> None:
+    work = claim(tmp_path, JOB, overwrite=True)
+    finish(work, "shards/a.safetensors")
+    work.lock.release()
+    assert list(claim(tmp_path, JOB, overwrite=True).journal.files) == ["shards/a.safetensors"]
+
+
+def test_a_failure_keeps_what_the_journal_names_and_else_leaves_nothing(tmp_path: Path) -> None:
+    def fail(names: list[str]) -> None:
+        with claimed(tmp_path / "out", JOB, overwrite=False) as work:
+            for name in names:
+                finish(work, name)
+            raise ExportError("no")
+
+    with pytest.raises(ExportError, match="no"):
+        fail([])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ExportError, match="no"):
+        fail(["shards/a.safetensors"])
+    work = claim(tmp_path / "out", JOB, overwrite=False)
+    assert list(work.journal.files) == ["shards/a.safetensors"]
 
 
 def test_a_finished_export_needs_overwrite(export: Path) -> None:
     with pytest.raises(ExportError, match="--overwrite"):
-        claim(export, overwrite=False)
+        claim(export, JOB, overwrite=False)
     assert check_claim(export, overwrite=True) == "a finished export"
-    claim(export, overwrite=True)
+    claim(export, JOB, overwrite=True)
     assert os.listdir(export) == [".work"]
+
+
+def test_a_commit_that_was_cut_short_is_released_and_tidied(export: Path) -> None:
+    (export / ".work").mkdir()
+    start_journal(export, JOB)
+    work = claim(export, JOB, overwrite=False)
+    assert work.committed
+    release(work)
+    assert not (export / ".work").exists()
+    (export / ".work").mkdir()
+    (export / ".work/lock").touch()
+    tidy(export)
+    assert not (export / ".work").exists()
+
+
+def test_a_job_that_finds_an_export_finished_leaves_nothing_beside_it(export: Path) -> None:
+    before = sorted(os.listdir(export))
+    with pytest.raises(ExportError, match="finished export"):
+        claim(export, JOB, overwrite=False)
+    assert sorted(os.listdir(export)) == before
 
 
 def test_overwriting_leaves_files_that_are_not_ours(export: Path) -> None:
     (export / "notes.md").write_text("mine")
-    claim(export, overwrite=True)
+    claim(export, JOB, overwrite=True)
     assert sorted(os.listdir(export)) == [".work", "notes.md"]
 
 
@@ -56,7 +179,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     with pytest.raises(ExportError, match="holds something else"):
-        claim(tmp_path, overwrite=overwrite)
+        claim(tmp_path, JOB, overwrite=overwrite)
     assert (tmp_path / name).read_text() == "{}"
 
 
@@ -65,7 +188,7 @@ def test_a_file_or_a_dead_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
         with pytest.raises(ExportError, match=f"--out {tmp_path / name} is a"):
-            claim(tmp_path / name, overwrite=True)
+            claim(tmp_path / name, JOB, overwrite=True)
 
 
 def test_a_link_in_place_of_our_folder_is_not_followed(tmp_path: Path) -> None:
@@ -73,9 +196,10 @@ def test_a_link_in_place_of_our_folder_is_not_followed(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "keep.txt").write_text("mine")
     root = tmp_path / "out"
-    claim(root, overwrite=False)
+    claim(root, JOB, overwrite=False).lock.release()
     (root / "shards").symlink_to(outside)
-    claim(root, overwrite=False)
+    check_kept(claim(root, JOB, overwrite=False), lambda _: None)
+    assert not (root / "shards").exists()
     assert (outside / "keep.txt").exists()
 
 
@@ -94,6 +218,13 @@ def test_space_is_checked_where_the_folder_will_be(
     with pytest.raises(ExportError, match=r"needs 1\.0 kB.* has 999 bytes free"):
         check_space(tmp_path / "not/yet/there", 1000)
     assert asked == [tmp_path, tmp_path]
+
+
+def test_bytes_that_stand_there_already_are_counted(export: Path) -> None:
+    (export / "notes.md").write_bytes(b"not ours")
+    files = [path for path in export.rglob("*") if path.is_file()]
+    others = {"manifest.json", "notes.md"}
+    assert bytes_at(export) == sum(p.stat().st_size for p in files if p.name not in others)
 
 
 @pytest.mark.parametrize(

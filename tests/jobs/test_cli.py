@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from exporters import disk
 from exporters.layerfile import save_layer
 from jobs.cli import cli
 from jobs.config import JobConfig
@@ -405,10 +406,10 @@ def test_a_write_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(disk, "sync", full)
     result = qkvmill("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL)
     assert result.status == 1
-    assert_one_line(result.stderr, "tokens-00001.safetensors could not be written: No space left")
+    assert_one_line(result.stderr, ".work/journal could not be written: No space left")
 
 
 def test_of_two_jobs_on_one_out_one_is_refused(tmp_path: Path) -> None:
@@ -421,9 +422,10 @@ def test_of_two_jobs_on_one_out_one_is_refused(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not (out / ".work/lock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        second = qkvmill("run", corpus(tmp_path), "--out", out, *SMALL, "--overwrite")
+        other = corpus(tmp_path / "other")
+        second = qkvmill("run", other, "--out", out, *SMALL, "--overwrite")
         assert second.status == 1
-        assert_one_line(second.stderr, f"--out {out} is being written by another job")
+        assert_one_line(second.stderr, f"--out {out} is being written by process {first.pid} on")
         assert first.wait(timeout=120) == 0
     succeed("verify", out)
 
@@ -453,7 +455,7 @@ def test_an_interrupt_says_what_to_do_and_leaves_no_manifest(tmp_path: Path) -> 
         job.send_signal(signal.SIGINT)
         _, stderr = job.communicate(timeout=60)
     assert job.returncode == 130
-    assert_one_line(stderr, "interrupted; the same command")
+    assert_one_line(stderr, "stopped by SIGINT; the same command goes on from here")
     assert not (out / "manifest.json").exists()
 
 

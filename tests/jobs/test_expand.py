@@ -149,7 +149,7 @@ def test_a_missing_file_is_named_and_nothing_is_left(
     (compact / f"{name}.safetensors").unlink()
     result = qkvmill("expand", compact, "--out", tmp_path / "full")
     assert result.status == 1
-    assert f"{name}.safetensors could not be read or written: No such file" in result.stderr
+    assert f"{name}.safetensors could not be read: No such file" in result.stderr
     assert not (tmp_path / "full").exists()
 
 

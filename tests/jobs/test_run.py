@@ -244,7 +244,7 @@ def test_an_unfinished_export_is_started_over_and_says_so(export: Path, tmp_path
     (export / "manifest.json").unlink()
     corpus = write_corpus(tmp_path / "new", a="Some other text. " * 30)
     result = succeed("run", corpus, "--out", export, *SMALL)
-    assert "holds an unfinished export: starting over" in result.stderr
+    assert "held an unfinished export: starting over" in result.stderr
     succeed("verify", export)
 
 

@@ -51,10 +51,11 @@ def test_the_record_says_what_decides_the_bits() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     packed = pack(layer, backend.device)
     record = backend.record(Method("direct", "why"), packed, None)
-    assert record["configuration"] == {"cpu_capability": capability, "block_rows": 2048}
+    assert record["place"] == {"cpu_capability": capability}
+    assert record["configuration"] == {"block_rows": 2048}
     assert (record["method"], record["method_reason"]) == ("direct", "why")
     built = build(layer, torch.arange(9, dtype=torch.int32), backend.device)
     record = backend.record(Method("tables", "why"), None, built)
-    assert record["configuration"] == {"cpu_capability": capability, "build_rows": 512}
+    assert record["configuration"] == {"build_rows": 512}
     assert record["reason"]
     assert backend.record(None, packed, None)["method"] is None

@@ -1,0 +1,163 @@
+""".work/journal: what of an unfinished export is done, a line for each finished file.
+
+Every line is 16 digits of the SHA-256 of what follows them, a space, and a JSON object. The first
+holds the fingerprint of the job. Others hold a file with what is known once it is finished, or a
+note. A line is synced before the next begins, so that only the last can be torn.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from exporters import disk
+from exporters.files import not_written, write_all, write_text
+from exporters.manifest import GARBLED, FileEntry
+
+JOURNAL = ".work/journal"
+
+
+class Journal:
+    """What is done of the export at root, as its journal says; threads may add to it."""
+
+    def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
+        self.root = root
+        self.fingerprint = fingerprint
+        self.files: dict[str, FileEntry] = {}
+        self.details: dict[str, Any] = {}  # of files, by name
+        self.notes: dict[str, Any] = {}
+        self._adding = threading.Lock()
+
+    def add_file(self, entry: FileEntry, details: Any = None) -> None:
+        """Note that a file is finished, with anything that JSON can hold.
+
+        Raises:
+            ExportError: if the journal cannot be written.
+        """
+        self._append({"file": asdict(entry), "details": details})
+        self._take_file(entry, details)
+
+    def add_note(self, name: str, value: Any) -> None:
+        """Note anything that JSON can hold, by a name.
+
+        Raises:
+            ExportError: if the journal cannot be written.
+        """
+        self._append({"note": name, "value": value})
+        self.notes[name] = value
+
+    def forget(self, name: str) -> None:
+        """Take a file for not done; it will be noted again."""
+        del self.files[name], self.details[name]
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Read a line after the first; raises one of GARBLED where it is none."""
+        if "note" in line:
+            self.notes[line["note"]] = line["value"]
+        else:
+            self._take_file(FileEntry(**line["file"]), line["details"])
+
+    def _take_file(self, entry: FileEntry, details: Any) -> None:
+        self.files[entry.name] = entry
+        self.details[entry.name] = details
+
+    def _append(self, line: dict[str, Any]) -> None:
+        path = self.root / JOURNAL
+        with self._adding:
+            try:
+                with disk.open_end(path) as file:
+                    write_all(file, _line(line))
+                    disk.sync(file)
+            except OSError as error:
+                raise not_written(path, error) from error
+
+
+def start_journal(root: Path, fingerprint: dict[str, Any]) -> Journal:
+    """Begin the journal of a job.
+
+    Raises:
+        ExportError: if it cannot be written.
+    """
+    write_text(root, JOURNAL, _line({"fingerprint": fingerprint}).decode())
+    return Journal(root, fingerprint)
+
+
+def read_journal(root: Path) -> Journal | None:
+    """The journal of an unfinished export; None where there is none, or not even its first line."""
+    path = root / JOURNAL
+    if path.is_symlink() or not path.is_file():
+        return None
+    lines = _whole_lines(path.read_bytes())
+    try:
+        journal = Journal(root, next(lines)[0]["fingerprint"])
+    except (StopIteration, *GARBLED):
+        return None
+    try:
+        for line, _ in lines:
+            journal.take(line)
+    except GARBLED:
+        return None
+    return journal
+
+
+def mend_journal(root: Path) -> None:
+    """Cut off what a crash left of the last line, so that the next does not follow it.
+
+    Raises:
+        OSError: if the journal cannot be read or written.
+    """
+    data = (root / JOURNAL).read_bytes()
+    end = max((end for _, end in _whole_lines(data)), default=0)
+    if end < len(data):
+        with disk.open_end(root / JOURNAL) as file:
+            disk.truncate(file, end)
+            disk.sync(file)
+
+
+def differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two fingerprints, each with the old and the new value."""
+    old, new = _flat(kept), _flat(now)
+    return [
+        f"{name} was {_shown(old.get(name))}, now {_shown(new.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _whole_lines(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines up to the first that is torn or damaged, each with the place where it ends."""
+    end = 0
+    for raw in data.splitlines(keepends=True):
+        check, _, text = raw.partition(b" ")
+        if not raw.endswith(b"\n") or check != _check(text):
+            return
+        end += len(raw)
+        yield json.loads(text), end
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    text = json.dumps(value).encode() + b"\n"
+    return _check(text) + b" " + text
+
+
+def _check(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, with names such as software.torch."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            flat |= _flat(inner, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = inner
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

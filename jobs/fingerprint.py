@@ -1,0 +1,82 @@
+"""Everything that shapes the bytes of an export: two runs may be one job only if it is the same."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from exporters.folder import WEIGHTS
+from exporters.layerfile import layer_record
+from exporters.manifest import MANIFEST, Manifest
+from jobs.config import JobConfig
+from jobs.corpus import Corpus
+from jobs.tokenizer import Tokenizer
+from jobs.versions import versions
+from kernels.dispatch import Backend
+from kernels.layer import FirstLayer
+
+
+def fingerprint(
+    config: JobConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    loaded: FirstLayer | None,
+    backend: Backend | None,
+) -> dict[str, Any]:
+    """The fingerprint of a job; the contents of its corpus are compared file by file."""
+    return {
+        "options": config.record(),
+        "software": versions(),
+        "corpus": {
+            "files": [file.name for file in corpus.files],
+            "skipped_files": corpus.skipped_files,
+        },
+        "tokenizer": tokenizer_record(tokenizer),
+        "weights_sha256": layer_record(WEIGHTS, loaded).sha256 if loaded else None,
+        "compute": _place(backend),
+    }
+
+
+def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
+    """The fingerprint of the job that made an export."""
+    compute, layer = manifest.compute, manifest.layer
+    return {
+        "options": manifest.job,
+        "software": manifest.software,
+        "corpus": {
+            "files": [file["name"] for file in manifest.corpus["files"]],
+            "skipped_files": manifest.corpus["skipped_files"],
+        },
+        "tokenizer": manifest.tokenizer,
+        "weights_sha256": (
+            layer["weights_sha256"] if layer and layer["source"] == "weights" else None
+        ),
+        "compute": None
+        if compute is None
+        else {name: compute[name] for name in ("device", "kernel", "place")},
+    }
+
+
+def expand_fingerprint(source: Path, backend: Backend) -> dict[str, Any]:
+    """The fingerprint of an expansion of the export at source."""
+    return {
+        "manifest_sha256": hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest(),
+        "software": versions(),
+        "compute": _place(backend),
+    }
+
+
+def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The manifest's section `tokenizer`."""
+    return {
+        "name": tokenizer.name,
+        "vocabulary_sha256": tokenizer.vocabulary_sha256,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "end_of_text": tokenizer.end_of_text,
+    }
+
+
+def _place(backend: Backend | None) -> dict[str, Any] | None:
+    """What of the machine shapes bytes; not the reason for which it was chosen."""
+    if backend is None:
+        return None
+    return {"device": backend.device.type, "kernel": backend.kernel, "place": backend.place}

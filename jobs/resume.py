@@ -1,0 +1,88 @@
+"""What an earlier run of the same job has done, and whether it is kept."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from exporters.errors import ExportError
+from exporters.folder import Work, check_claim, check_kept, readable, tidy
+from exporters.journal import JOURNAL, differences
+from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
+from jobs.corpus import Corpus
+from jobs.fingerprint import fingerprint_of
+from jobs.progress import Reporter
+from jobs.stream import changed_file
+from kernels.method import Method
+
+NOTE = "method"  # in the journal, once it is decided
+
+
+def finished(
+    root: Path, job: dict[str, Any], corpus: Corpus, reporter: Reporter
+) -> Manifest | None:
+    """The manifest of the finished export at root if this very job made it; None where none is.
+
+    Args:
+        job: the job's fingerprint.
+
+    Raises:
+        ExportError: if another job made it, with what differs, or a file of it is missing.
+    """
+    if not (root / MANIFEST).exists() or (root / JOURNAL).exists():
+        return None
+    check_claim(root, overwrite=True)
+    manifest = read_manifest(root)
+    with garbled_is_damaged(root):
+        changed = differences(fingerprint_of(manifest), json.loads(json.dumps(job)))
+        if not changed and (file := changed_file(corpus, manifest.corpus["files"], reporter)):
+            changed = [f"{file} has other bytes"]
+    if changed:
+        raise ExportError(
+            f"--out {root} holds a finished export of other options or inputs "
+            f"({'; '.join(changed)}); give another folder, or --overwrite to replace it"
+        )
+    for entry in manifest.files:
+        path = root / entry.name
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            raise ExportError(
+                f"{path} is missing or not whole, though the export was finished; "
+                "give --overwrite to make it again"
+            )
+    tidy(root)
+    reporter.note(f"{root} holds this very export already, finished: nothing is done")
+    return manifest
+
+
+def say_what_is_kept(work: Work, found: str | None, reporter: Reporter) -> None:
+    """Check what an unfinished run has done, and say how much of it is kept.
+
+    Args:
+        found: what stood at the export's place before it was claimed, in words.
+
+    Raises:
+        ExportError: if what is not kept cannot be removed.
+    """
+    if not work.journal.files:
+        check_kept(work, lambda _: None)
+        if found:
+            reporter.note(f"{work.root} held {found}: starting over")
+        return
+    with reporter.stage("check", work.kept_bytes(), "bytes") as advance:
+        damaged = check_kept(work, advance)
+    for name in damaged:
+        reporter.note(f"{work.root / name} is not as it was written: it is made again")
+    files, size = len(work.journal.files), readable(work.kept_bytes())
+    reporter.note(f"{work.root} holds an unfinished export: going on, {files} files of {size} kept")
+
+
+def kept_method(work: Work) -> Method | None:
+    """The method that an unfinished run chose, when it may have seen another memory."""
+    kept = work.journal.notes.get(NOTE)
+    return None if kept is None else Method(**kept)
+
+
+def keep_method(work: Work, method: Method | None) -> None:
+    """Note the method, so that the run that goes on has the same."""
+    if method is not None and NOTE not in work.journal.notes:
+        work.journal.add_note(NOTE, asdict(method))

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: the first asks a job to stop at its next safe place, the second ends it."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from kernels.errors import QkvmillError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedError(QkvmillError):
+    """A signal asked the job to stop; `signum` is which."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}; the same command goes on from here"
+        )
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give to a program that a signal ended."""
+        return 128 + self.signum
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Yield a function, to be called at safe places, that raises StoppedError after a signal.
+
+    A second signal ends the process at once. Outside the main thread, where Python takes no
+    signals, nothing is changed.
+    """
+    came: list[int] = []
+
+    def take(signum: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + signum)
+        came.append(signum)
+
+    def check() -> None:
+        if came:
+            raise StoppedError(came[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {signum: signal.signal(signum, take) for signum in SIGNALS}
+    try:
+        yield check
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,118 @@
+"""The token stage of a job: the parts that an unfinished run wrote are kept, the rest written."""
+
+from pathlib import Path
+from typing import Any
+
+from exporters.files import FileRecord, sha256_of
+from exporters.folder import Work
+from exporters.manifest import FileEntry
+from exporters.tokens import PART_TOKENS, TokenPart, TokenWriter
+from jobs.config import JobConfig
+from jobs.corpus import Corpus
+from jobs.errors import CorpusError
+from jobs.progress import Reporter
+from jobs.tokenise import TokenTotals, tokenise, totals_of
+from jobs.tokenizer import Tokenizer
+
+NOTE = "tokens"  # in the journal, once the whole corpus is tokenised
+
+
+def write_stream(
+    config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
+) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
+    """Tokenise the corpus into work.root, from the last part on that is finished.
+
+    Raises:
+        CorpusError: if a document cannot be read, or is not what it was when its tokens were kept.
+        ExportError: if a part cannot be written.
+    """
+    parts, files = _kept(work)
+    whole = work.journal.notes.get(NOTE)
+    if whole is not None and whole["parts"] == len(parts):
+        files += whole["files"]
+    if changed := changed_file(corpus, files, reporter):
+        raise CorpusError(
+            f"{changed} has changed since its tokens were written; put it back as it was, or "
+            "give --overwrite to start over"
+        )
+    noted = len(files)
+
+    def on_part(part: TokenPart) -> None:
+        nonlocal noted
+        work.journal.add_file(token_entry(part), files[noted:])
+        noted = len(files)
+
+    separators = max(0, len(files) - 1) if config.separator == "eot" else 0
+    writer = TokenWriter(
+        work.root,
+        PART_TOKENS,
+        on_part=on_part,
+        kept=parts,
+        start=sum(file["tokens"] for file in files) + separators,
+        documents=len(files),
+    )
+    if len(files) == len(corpus.files):
+        return totals_of(config, files, writer.seen), tuple(parts)
+    totals = tokenise(config, corpus, tokenizer, writer, reporter, files)
+    written = writer.close()
+    work.journal.add_note(NOTE, {"parts": len(written), "files": files[noted:]})
+    return totals, written
+
+
+def changed_file(corpus: Corpus, files: list[dict[str, Any]], reporter: Reporter) -> Path | None:
+    """The first file of the corpus that is not what a record of it says, by hash, or None.
+
+    Raises:
+        CorpusError: if one cannot be read.
+    """
+    if not files:
+        return None
+    with reporter.stage("check corpus", sum(file["bytes"] for file in files), "bytes") as advance:
+        for file, record in zip(corpus.files, files, strict=False):
+            try:
+                if sha256_of(file.path, advance) != record["sha256"]:
+                    return file.path
+            except OSError as error:
+                raise CorpusError(f"{file.path} could not be read: {error.strerror}") from error
+    return None
+
+
+def token_entry(part: TokenPart) -> FileEntry:
+    """The manifest's entry of a part of the token stream."""
+    return FileEntry(
+        name=part.file.name,
+        kind="tokens",
+        bytes=part.file.bytes,
+        sha256=part.file.sha256,
+        first=part.first_token,
+        count=part.tokens,
+        tensors={
+            "input_ids": {"dtype": "int32", "shape": [part.tokens]},
+            "document_starts": {"dtype": "int64", "shape": [part.documents]},
+        },
+    )
+
+
+def _kept(work: Work) -> tuple[list[TokenPart], list[dict[str, Any]]]:
+    """The parts that are finished up to the first that is not, and the files that they hold."""
+    parts: list[TokenPart] = []
+    files: list[dict[str, Any]] = []
+    tokens = documents = 0
+    entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
+    for entry in sorted(entries, key=lambda entry: entry.first):
+        if entry.first != tokens:
+            break
+        starts = entry.tensors["document_starts"]["shape"][0]
+        parts.append(
+            TokenPart(
+                file=FileRecord(entry.name, entry.bytes, entry.sha256),
+                first_token=tokens,
+                tokens=entry.count,
+                first_document=documents,
+                documents=starts,
+            )
+        )
+        files += work.journal.details[entry.name]
+        tokens += entry.count
+        documents += starts
+    return parts, files
