@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ def main() -> None:
     # Collecting among torch's hundred thousands of lasting objects costs a second, much of it at
     # the very end.
     gc.disable()
+    # Until the command line takes it, an interrupt ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     root = Path(__file__).resolve().parent.parent
     for name in ("kernels", "exporters"):
         package = importlib.import_module(name)
@@ -22,6 +25,7 @@ def main() -> None:
             )
     from jobs.cli import main as command_line
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
     gc.enable()
     sys.exit(command_line())

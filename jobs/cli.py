@@ -186,7 +186,9 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
                      "faster, less exact."),
         option("--shard-size", type=Size(), default="512MB", show_default=True,
                      help="Most bytes of tensors in one shard."),
-        option("--overwrite", is_flag=True, help="Replace a finished export at --out, or an unfinished one of another job."),
+        option("--overwrite", is_flag=True,
+                     help="Replace a finished export at --out, or an unfinished one of another "
+                     "job."),
     ]  # fmt: skip
     for add in reversed(options):
         command = add(command)

@@ -11,19 +11,19 @@ from exporters.folder import Work, bytes_at, check_claim, check_space, claimed, 
 from exporters.manifest import (
     MANIFEST,
     FileEntry,
+    Manifest,
     commit,
     garbled_is_damaged,
     read_manifest,
 )
 from exporters.reading import open_source
 from jobs.compute import write_shards
-from jobs.fingerprint import expand_fingerprint
+from jobs.fingerprint import expanded_fingerprint, expanded_software
 from jobs.outputs import windows_per_shard
 from jobs.progress import Reporter
 from jobs.record import Summary, summary, write_run
-from jobs.resume import say_what_is_kept
+from jobs.resume import finished, say_what_is_kept
 from jobs.run import HEADROOM
-from jobs.versions import versions
 from kernels.dispatch import choose
 from kernels.layer import DTYPES
 from kernels.method import Method
@@ -44,18 +44,27 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         raise ExportError(f"{source} is a full export already: its shards hold the windows")
     if out.resolve() == source.resolve():
         raise ExportError(f"--out {out} is the compact export itself; give another folder")
-    found = check_claim(out, overwrite=overwrite)
     with garbled_is_damaged(source):
         backend = choose(device, DTYPES[manifest.job["dtype"]])
-        reporter.note(backend.sentence())
+        job = expanded_fingerprint(manifest, backend)
+
+    def changed_input(full: Manifest) -> Path | None:
+        return None if full.corpus == manifest.corpus else source
+
+    if not overwrite and (done := finished(out, job, changed_input, reporter)):
+        return summary(out, done, reporter)
+    found = check_claim(out, overwrite=overwrite)
+    reporter.note(backend.sentence())
+    with garbled_is_damaged(source):
         plans = exported_tensors(manifest)
         per_window = window_bytes(plans)
         copied = [entry for entry in manifest.files if entry.kind in ("tokens", "weights")]
         needed = per_window * manifest.windows["count"] + sum(entry.bytes for entry in copied)
     check_space(out, needed - bytes_at(out) + HEADROOM)
 
+    job["source_sha256"] = sha256_of(source / MANIFEST)
     with (
-        claimed(out, expand_fingerprint(source, backend), overwrite=overwrite) as work,
+        claimed(out, job, overwrite=overwrite) as work,
         garbled_is_damaged(source),
     ):
         if work.committed:
@@ -68,15 +77,14 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
                     _check_or_copy(source, work, entry, copied=entry in copied)
                 advance(entry.bytes if entry in copied else 0)
             windows = open_source(source, manifest, backend)
-        job = manifest.job
-        per_shard = windows_per_shard(plans, job["shard_size"], job["batch_size"])
+        options = manifest.job
+        per_shard = windows_per_shard(plans, options["shard_size"], options["batch_size"])
         shards = write_shards(work, windows, plans, per_shard, reporter)
-        software = versions()
         method = Method("tables", (manifest.compute or {})["method_reason"])
         full = replace(
             manifest,
-            job=job | {"artifact": "full"},
-            software=manifest.software | {name: software[name] for name in ("torch", "triton")},
+            job=options | {"artifact": "full"},
+            software=expanded_software(manifest),
             compute=backend.record(method, windows.layer, windows.tables),
             expand=None,
             files=(*copied, *shards),

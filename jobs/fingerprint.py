@@ -1,12 +1,10 @@
 """Everything that shapes the bytes of an export: two runs may be one job only if it is the same."""
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from exporters.folder import WEIGHTS
 from exporters.layerfile import layer_record
-from exporters.manifest import MANIFEST, Manifest
+from exporters.manifest import Manifest
 from jobs.config import JobConfig
 from jobs.corpus import Corpus
 from jobs.tokenizer import Tokenizer
@@ -56,13 +54,19 @@ def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def expand_fingerprint(source: Path, backend: Backend) -> dict[str, Any]:
-    """The fingerprint of an expansion of the export at source."""
-    return {
-        "manifest_sha256": hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest(),
-        "software": versions(),
+def expanded_fingerprint(compact: Manifest, backend: Backend) -> dict[str, Any]:
+    """The fingerprint of the full export that a compact one expands to."""
+    return fingerprint_of(compact) | {
+        "options": compact.job | {"artifact": "full"},
+        "software": expanded_software(compact),
         "compute": _place(backend),
     }
+
+
+def expanded_software(compact: Manifest) -> dict[str, Any]:
+    """Versions of what made the tables of a compact export, and of what expands them."""
+    here = versions()
+    return compact.software | {name: here[name] for name in ("torch", "triton")}
 
 
 def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:

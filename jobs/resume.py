@@ -1,6 +1,7 @@
 """What an earlier run of the same job has done, and whether it is kept."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,24 @@ from exporters.errors import ExportError
 from exporters.folder import Work, check_claim, check_kept, readable, tidy
 from exporters.journal import JOURNAL, differences
 from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
-from jobs.corpus import Corpus
 from jobs.fingerprint import fingerprint_of
 from jobs.progress import Reporter
-from jobs.stream import changed_file
 from kernels.method import Method
 
 NOTE = "method"  # in the journal, once it is decided
 
 
 def finished(
-    root: Path, job: dict[str, Any], corpus: Corpus, reporter: Reporter
+    root: Path,
+    job: dict[str, Any],
+    changed_input: Callable[[Manifest], object],
+    reporter: Reporter,
 ) -> Manifest | None:
     """The manifest of the finished export at root if this very job made it; None where none is.
 
     Args:
         job: the job's fingerprint.
+        changed_input: what of the inputs has other bytes than when an export was made, or None.
 
     Raises:
         ExportError: if another job made it, with what differs, or a file of it is missing.
@@ -35,8 +38,8 @@ def finished(
     manifest = read_manifest(root)
     with garbled_is_damaged(root):
         changed = differences(fingerprint_of(manifest), json.loads(json.dumps(job)))
-        if not changed and (file := changed_file(corpus, manifest.corpus["files"], reporter)):
-            changed = [f"{file} has other bytes"]
+        if not changed and (found := changed_input(manifest)):
+            changed = [f"{found} has other bytes"]
     if changed:
         raise ExportError(
             f"--out {root} holds a finished export of other options or inputs "

@@ -1,6 +1,7 @@
 """The life of a job: corpus -> tokens -> windows -> (direct | tables) -> shards -> manifest."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from exporters.contents import window_bytes
 from exporters.folder import (
@@ -12,7 +13,7 @@ from exporters.folder import (
     else_in_vain,
     readable,
 )
-from exporters.manifest import FileEntry, commit, read_manifest
+from exporters.manifest import FileEntry, Manifest, commit, read_manifest
 from exporters.shards import write_tensors
 from exporters.source import WindowSource
 from exporters.tokens import TokenStream
@@ -27,7 +28,7 @@ from jobs.parameters import make_parameters
 from jobs.progress import Reporter
 from jobs.record import Summary, manifest_of, summary, write_run
 from jobs.resume import finished, keep_method, kept_method, say_what_is_kept
-from jobs.stream import token_entry, write_stream
+from jobs.stream import changed_file, token_entry, write_stream
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from jobs.windows import plan_random, plan_sequential
 from kernels.dispatch import Backend, choose
@@ -50,7 +51,11 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)
     job = fingerprint(config, corpus, tokenizer, loaded, backend)
-    if not config.overwrite and (done := finished(config.out, job, corpus, reporter)):
+
+    def changed_input(manifest: Manifest) -> Path | None:
+        return changed_file(corpus, manifest.corpus["files"], reporter)
+
+    if not config.overwrite and (done := finished(config.out, job, changed_input, reporter)):
         return summary(config.out, done, reporter)
     found = check_claim(config.out, overwrite=config.overwrite)
     needed = bytes_known_before(config, loaded, tokenizer)

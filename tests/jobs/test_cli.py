@@ -442,7 +442,10 @@ def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_an_interrupt_says_what_to_do_and_leaves_no_manifest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_job_which_says_so_and_goes_on(
+    tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
     folder = write_corpus(tmp_path / "corpus", a=TEXT * 20_000)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jobs", "run", str(folder), "--out", str(out)]
@@ -452,11 +455,25 @@ def test_an_interrupt_says_what_to_do_and_leaves_no_manifest(tmp_path: Path) -> 
         deadline = time.monotonic() + 60
         while not (out / ".work").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        job.send_signal(signal.SIGINT)
+        job.send_signal(signum)
         _, stderr = job.communicate(timeout=60)
-    assert job.returncode == 130
-    assert_one_line(stderr, "stopped by SIGINT; the same command goes on from here")
+    assert job.returncode == status
+    assert_one_line(stderr, f"stopped by {signum.name}; the same command goes on from here")
     assert not (out / "manifest.json").exists()
+    succeed(*command[3:])
+    succeed("verify", out)
+
+
+def test_an_interrupt_while_it_starts_is_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs", "run", str(corpus(tmp_path)), "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for seconds in (0.3, 0.9):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as job:
+            time.sleep(seconds)
+            job.send_signal(signal.SIGINT)
+            _, stderr = job.communicate(timeout=60)
+        assert job.returncode in (130, -signal.SIGINT)
+        assert "Traceback" not in stderr
 
 
 def test_a_config_file_gives_defaults_and_flags_win(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from exporters import shards, source
 from exporters.contents import window_tensors
@@ -112,6 +113,40 @@ def test_files_that_may_not_grow_end_the_job_in_one_line(
     assert "shards/shard-0000" in done.stderr
     assert "could not be written: File too large" in done.stderr
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("largest", [1, 2, 7])
+def test_a_gpu_out_of_memory_computes_fewer_windows_at_once_to_the_same_bytes(
+    tmp_path: Path, command: tuple[object, ...], largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = (*command, "--method", "direct")
+    succeed(*job, "--out", tmp_path / "undisturbed", "--shard-size", "400kB")
+    real = source.fill
+
+    def fill(windows: source.WindowSource, first: int, stop: int, out: dict[str, Tensor]) -> None:
+        if stop - first > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(windows, first, stop, out)
+
+    monkeypatch.setattr(compute, "fill", fill)
+    result = succeed(*job, "--out", tmp_path / "out", "--shard-size", "400kB")
+    said = "the GPU's memory ran out: computing fewer windows at once"
+    assert result.stderr.count(said) == 1
+    sums = [(tmp_path / name / "SHA256SUMS").read_text() for name in ("out", "undisturbed")]
+    assert sums[0] == sums[1]
+
+
+def test_a_gpu_without_memory_for_one_window_is_an_error(
+    tmp_path: Path, command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(compute, "fill", fill)
+    result = qkvmill(*command, "--method", "direct", "--out", tmp_path / "out")
+    assert result.status == 1
+    last = "Error: the GPU's memory ran out on one window; give a smaller --context-length"
+    assert result.stderr.splitlines()[-1].startswith(last)
 
 
 def test_places_of_windows_are_written_without_reading_their_tokens(

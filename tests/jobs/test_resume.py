@@ -1,0 +1,348 @@
+"""A run that is given again: what it goes on with, what it refuses, and what it leaves alone."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from exporters.errors import ExportError
+from exporters.layerfile import save_layer
+from jobs import stream, tokenise, tokenizer
+from jobs.compute import write_shards
+from tests.helpers import SMALL, Result, qkvmill, random_layer, succeed, write_corpus
+
+JOB = (*SMALL, "--tokenizer", "gpt2", "--shard-size", "20kB", "--batch-size", 1)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(
+        tmp_path / "corpus",
+        a="The five boxing wizards jump quickly. " * 20,
+        b="Sphinx of black quartz, judge my vow.\n" * 20,
+    )
+
+
+def unfinished(out: Path, *command: object) -> None:
+    """Run a job whose third shard and those after it cannot be written."""
+
+    def fail(*arguments: object) -> object:
+        raise ExportError("the disk is gone")
+
+    with pytest.MonkeyPatch.context() as patched:
+        real = write_shards.__globals__["write_pieces"]
+
+        def some(root: Path, name: str, *rest: object) -> object:
+            if name.startswith("shards/") and int(name[13:18]) > 2:
+                raise ExportError("the disk is gone")
+            return real(root, name, *rest)
+
+        patched.setattr("jobs.compute.write_pieces", some)
+        result = qkvmill(*command, "--out", out)
+    assert result.status == 1
+    assert "the disk is gone" in result.stderr
+
+
+def state(out: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(out)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.parent.name != ".work"
+    }
+
+
+def sums(out: Path) -> str:
+    return (out / "SHA256SUMS").read_text()
+
+
+def test_what_is_done_is_not_done_again(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB, "--method", "tables")
+    unfinished(out, *command)
+    before = state(out)
+    assert sum(name.startswith("shards/") for name in before) == 2
+    for place in ("jobs.stream.tokenise", "jobs.parameters.build", "jobs.parameters.save_layer"):
+        monkeypatch.setattr(place, None)
+    result = succeed(*command, "--out", out)
+    assert "holds an unfinished export: going on, 5 files of" in result.stderr
+    after = state(out)
+    assert all(after[name] == seen for name, seen in before.items())
+    monkeypatch.undo()
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "new/manifest.json").read_bytes()
+
+
+OTHERS: dict[str, tuple[tuple[object, ...], str]] = {
+    "seed": (("--seed", 1), "options.seed was 0, now 1"),
+    "dtype": (("--dtype", "bfloat16"), 'options.dtype was "float32", now "bfloat16"'),
+    "layout": (("--layout", "bthd"), 'options.layout was "bhtd", now "bthd"'),
+    "shard-size": (("--shard-size", "30kB"), "options.shard_size was 20000, now 30000"),
+    "method": (("--method", "tables"), 'options.method was "auto", now "tables"'),
+    "tokenizer": (("--tokenizer", "r50k_base"), 'tokenizer.name was "gpt2", now "r50k_base"'),
+    "export": (("--export", "qkv"), 'options.export was ["tokens", "qkv"], now ["qkv"]'),
+    "separator": (("--separator", "none"), 'options.separator was "eot", now "none"'),
+    "context": (("--context-length", 8), "options.context_length was 16, now 8"),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), OTHERS.values(), ids=OTHERS)
+def test_another_job_is_refused_with_what_differs_and_nothing_changes(
+    tmp_path: Path, corpus: Path, options: tuple[object, ...], said: str
+) -> None:
+    out = tmp_path / "out"
+    unfinished(out, "run", corpus, *JOB)
+    before = state(out)
+    result = qkvmill("run", corpus, "--out", out, *JOB, *options)
+    assert result.status == 1
+    assert said in result.stderr
+    assert "--overwrite to start over" in result.stderr
+    assert state(out) == before
+    overwritten = succeed("run", corpus, "--out", out, *JOB, *options, "--overwrite")
+    assert "held an unfinished export: starting over" in overwritten.stderr
+    succeed("run", corpus, "--out", tmp_path / "new", *JOB, *options)
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_another_corpus_or_another_layer_is_refused(tmp_path: Path, corpus: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+
+    def give(seed: int) -> None:
+        save_layer(tmp_path, weights.name, random_layer(vocabulary_size=50257, seed=seed))
+
+    give(0)
+    job = ("--weights", weights, *JOB[:4], *JOB[8:])
+    unfinished(tmp_path / "out", "run", corpus, *job)
+    give(1)
+    other = qkvmill("run", corpus, "--out", tmp_path / "out", *job)
+    assert other.status == 1
+    assert "(weights_sha256 was " in other.stderr
+    give(0)
+    write_corpus(corpus, c="one more")
+    other = qkvmill("run", corpus, "--out", tmp_path / "out", *job)
+    assert 'corpus.files was ["a.txt", "b.txt"], now ["a.txt", "b.txt", "c.txt"]' in other.stderr
+    (corpus / "c.txt").unlink()
+    succeed("run", corpus, "--out", tmp_path / "out", *job)
+
+
+def test_a_document_that_changed_after_it_was_tokenised_is_named(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    unfinished(out, "run", corpus, *JOB)
+    text = (corpus / "b.txt").read_text()
+    (corpus / "b.txt").write_text(text.replace("black", "white"))
+    result = qkvmill("run", corpus, "--out", out, *JOB)
+    assert result.status == 1
+    assert f"{corpus / 'b.txt'} has changed since its tokens were written" in result.stderr
+    (corpus / "b.txt").write_text(text)
+    succeed("run", corpus, "--out", out, *JOB)
+
+
+def test_a_document_that_could_not_be_read_is_mended_and_the_job_goes_on(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 50)
+    out = tmp_path / "out"
+    (corpus / "c.txt").write_bytes(b"half a \xff")
+    result = qkvmill("run", corpus, "--out", out, *JOB)
+    assert result.status == 1
+    assert "c.txt is not UTF-8" in result.stderr
+    (corpus / "c.txt").write_text("all of it")
+    encoded: list[str] = []
+    real = tokenizer.encode
+
+    def encode(of: object, pieces: Iterator[str]) -> object:
+        held = list(pieces)
+        encoded.append("".join(held))
+        return real(of, held)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokenise, "encode", encode)
+    succeed("run", corpus, "--out", out, *JOB)
+    assert encoded == [(corpus / name).read_text() for name in ("b.txt", "c.txt")]
+    succeed("run", corpus, "--out", tmp_path / "new", *JOB)
+    assert sums(out) == sums(tmp_path / "new")
+
+
+@pytest.mark.parametrize("part_tokens", [1, 7, 50, 60, 10_000])
+@pytest.mark.parametrize("separator", ["eot", "none"])
+def test_the_stream_goes_on_after_any_part(
+    tmp_path: Path, part_tokens: int, separator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", part_tokens)
+    corpus = write_corpus(tmp_path / "c", a="one two", b="three", c="four five six", d="seven")
+    command = ("run", corpus, "--tokenizer", "gpt2", "--context-length", 2, "--export", "tokens",
+               "--separator", separator)  # fmt: skip
+    succeed(*command, "--out", tmp_path / "new")
+    parts = len(list((tmp_path / "new/tokens").iterdir()))
+    real = stream.token_entry
+
+    for last in range(parts):
+        out = tmp_path / f"out-{last}"
+
+        def some(part: object, last: int = last) -> object:
+            if part.file.name == f"tokens/tokens-{last + 1:05d}.safetensors":  # type: ignore[attr-defined]
+                raise ExportError("the disk is gone")
+            return real(part)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stream, "token_entry", some)
+            assert qkvmill(*command, "--out", out).status == 1
+        assert out.exists() == (last > 0)
+        succeed(*command, "--out", out)
+        assert sums(out) == sums(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("shards/shard-00001", "shards"), ("tokens/tokens-00001", "tokens"), ("weights", ""),
+     (".work/tables", "")],
+)  # fmt: skip
+def test_what_was_damaged_meanwhile_is_made_again(
+    tmp_path: Path, corpus: Path, name: str, kind: str
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB, "--method", "tables")
+    unfinished(out, *command)
+    path = next(path for path in out.rglob("*.safetensors") if name in str(path))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    result = succeed(*command, "--out", out)
+    assert f"{path} is not as it was written: it is made again" in result.stderr
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_the_same_command_on_a_finished_export_does_nothing_and_succeeds(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    first = succeed("run", corpus, "--out", out, *JOB, "--json").json
+    before = state(out)
+    result = succeed("run", corpus, "--out", out, *JOB)
+    assert f"{out} holds this very export already, finished: nothing is done" in result.stderr
+    assert state(out) == before
+    again = succeed("run", corpus, "--out", out, *JOB, "--json").json
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_another_command_on_a_finished_export_is_refused_with_what_differs(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    succeed("run", corpus, "--out", out, *JOB)
+    before = state(out)
+    other = qkvmill("run", corpus, "--out", out, *JOB, "--seed", 1)
+    assert other.status == 1
+    assert "holds a finished export of other options or inputs (options.seed was 0, now 1)" in (
+        other.stderr
+    )
+    (corpus / "a.txt").write_text("The five boxing wizards jump quietly. " * 20)
+    other = qkvmill("run", corpus, "--out", out, *JOB)
+    assert f"({corpus / 'a.txt'} has other bytes); give another folder" in other.stderr
+    assert state(out) == before
+
+
+def test_a_finished_export_that_lost_a_file_is_not_called_done(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    succeed("run", corpus, "--out", out, *JOB)
+    next((out / "shards").iterdir()).unlink()
+    result = qkvmill("run", corpus, "--out", out, *JOB)
+    assert result.status == 1
+    assert "is missing or not whole" in result.stderr
+    succeed("run", corpus, "--out", out, *JOB, "--overwrite")
+    succeed("verify", out)
+
+
+def test_the_method_of_the_first_run_is_kept(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB, "--vocab-size", "corpus")
+    unfinished(out, *command)
+    monkeypatch.setattr("jobs.run.decide", None)  # a machine that would decide otherwise
+    succeed(*command, "--out", out)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs with some options, again with others; skips where mounting is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}{options}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+            pytest.skip("mounting is not allowed here")
+        mounted = True
+        return place
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def say(result: Result, reason: str) -> None:
+    assert result.status == 1
+    assert result.stderr.count("\n") == 1
+    assert reason in result.stderr
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_work(
+    small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", a="How vexingly quick daft zebras jump! " * 3000)
+    out = small_disk("size=16m") / "out"
+    result = qkvmill("run", corpus, "--out", out, *SMALL, "--quiet")
+    say(result, f"--out {out} needs")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("method", ["tables", "direct"])
+def test_a_disk_that_fills_up_is_named_and_after_space_is_made_the_job_goes_on(
+    small_disk: Callable[[str], Path],
+    tmp_path: Path,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", a="How vexingly quick daft zebras jump! " * 5000)
+    disk = small_disk("size=16m")
+    command = ("run", corpus, *SMALL, "--method", method, "--vocab-size", "corpus", "--shard-size",
+               "1MB")  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.run.check_space", lambda *_: None)  # someone else fills the disk
+        result = qkvmill(*command, "--out", disk / "out", "--quiet")
+    say(result, "could not be written: No space left on device; what is finished is kept")
+    assert f"{disk}/out/shards/" in result.stderr
+    small_disk("size=64m")
+    result = succeed(*command, "--out", disk / "out")
+    assert "holds an unfinished export: going on" in result.stderr
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(disk / "out") == sums(tmp_path / "new")
+
+
+def test_a_disk_that_turned_read_only_is_named_and_later_the_job_goes_on(
+    small_disk: Callable[[str], Path], tmp_path: Path, corpus: Path
+) -> None:
+    out = small_disk("size=64m") / "out"
+    command = ("run", corpus, *JOB, "--vocab-size", "corpus")
+    unfinished(out, *command)
+    small_disk("ro")
+    say(qkvmill(*command, "--out", out, "--quiet"), f"{out}/.work/lock could not be written")
+    say(qkvmill(*command, "--out", out.parent / "new", "--quiet"), "Read-only file system")
+    small_disk("rw")
+    succeed(*command, "--out", out)
+    assert sorted(os.listdir(out)) == [
+        "SHA256SUMS", "manifest.json", "run.json", "shards", "tokens", "weights.safetensors",
+    ]  # fmt: skip
