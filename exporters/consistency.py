@@ -9,6 +9,7 @@ from exporters.shards import DTYPE_NAMES
 from exporters.tablefile import TABLES
 
 KINDS = ("tokens", "windows", "weights", "tables")
+LAYOUTS = ("bhtd", "bthd")
 
 
 def contradictions(manifest: Manifest) -> list[str]:
@@ -16,6 +17,8 @@ def contradictions(manifest: Manifest) -> list[str]:
     problems = []
     if len({entry.name for entry in manifest.files}) < len(manifest.files):
         problems.append(f"{MANIFEST}: a file stands in it twice")
+    if manifest.job["layout"] not in LAYOUTS:
+        problems.append(f"{MANIFEST}: its layout is {manifest.job['layout']!r}, none of {LAYOUTS}")
     problems += [
         f"{entry.name}: is of the kind {entry.kind!r}, not {', '.join(KINDS)}"
         for entry in manifest.files

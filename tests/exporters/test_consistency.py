@@ -72,6 +72,9 @@ def set_in(value: Document, key: str, new: object) -> None:
             id="layout",
         ),
         pytest.param(
+            lambda d: set_in(d["job"], "layout", 7), "its layout is 7, none of", id="no-layout"
+        ),
+        pytest.param(
             lambda d: files(d, "windows")[0]["tensors"].pop("q"),
             "declares q as nothing",
             id="tensor-left-out",
