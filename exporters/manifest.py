@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -98,7 +99,10 @@ def read_manifest(root: Path) -> Manifest:
     if not root.is_dir():
         raise ExportError(f"{root} is not a folder; give the folder of an export")
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ExportError(f"{path} is not a regular file")
+        if status.st_size > MAX_MANIFEST_BYTES:
             raise ExportError(f"{path} is larger than any manifest that is written")
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

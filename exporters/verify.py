@@ -1,15 +1,27 @@
 """Checks a committed export against its own hashes and its manifest, in plain reads."""
 
-import stat
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from exporters.consistency import contradictions
 from exporters.errors import ExportError
 from exporters.files import sha256_of
 from exporters.folder import WORK
-from exporters.manifest import HASHES, MANIFEST, RUN, FileEntry, Manifest, read_manifest
+from exporters.manifest import (
+    HASHES,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    RUN,
+    FileEntry,
+    Manifest,
+    garbled_is_damaged,
+    read_manifest,
+)
 from exporters.safefile import read_header
+
+FILE, FOLDER, LINK, SPECIAL = "a file", "a folder", "a link", "a special file"
 
 
 @dataclass(frozen=True)
@@ -22,88 +34,124 @@ class Findings:
 
 
 def bytes_to_check(root: Path) -> int:
-    """The bytes that verify will read, for a progress bar."""
-    return sum(entry.bytes for entry in read_manifest(root).files)
+    """The bytes that verify will read, for a progress bar.
+
+    Raises:
+        ExportError: as `verify`.
+    """
+    return sum(entry.bytes for entry in _manifest(root).files)
 
 
 def verify(root: Path, advance: Callable[[int], None]) -> Findings:
-    """Check every file's bytes against SHA256SUMS and every tensor against the manifest.
+    """Check every file's bytes against its hash and every tensor against the manifest.
 
-    Also found are files that are missing or extra, and gaps or overlaps in the tokens and windows
-    that the files cover. `advance` is told of bytes as they are checked.
+    SHA256SUMS must be what follows from the manifest and its hash, byte for byte. Also found are
+    files and folders that are missing or extra, and gaps or overlaps in the tokens and windows that
+    the files cover. Nothing but plain files of the export is opened. `advance` is told of bytes as
+    they are checked.
 
     Raises:
         ExportError: if root holds no committed export, or its manifest cannot be read.
+        OSError: if a folder of it cannot be listed.
     """
-    manifest = read_manifest(root)
-    problems: list[str] = []
-    hashes = _read_hashes(root, problems)
-    listed = {entry.name: entry for entry in manifest.files}
-    if len(listed) < len(manifest.files):
-        problems.append(f"{MANIFEST}: a file stands in it twice")
-    problems += _coverage("tokens", manifest.tokens["count"], manifest)
-    if not manifest.compact or manifest.windows["stride"] is None:
-        problems += _coverage("windows", manifest.windows["count"], manifest)
-    if manifest.compact and len(manifest.of_kind("tables")) != 1:
-        problems.append(f"{MANIFEST}: a compact export has one file of tables")
-    for name in sorted({*hashes, *listed, MANIFEST} - {HASHES}):
-        path = root / name
-        if name not in hashes:
-            problems.append(f"{name}: not in {HASHES}")
-        if name not in listed and name != MANIFEST:
-            problems.append(f"{name}: in {HASHES}, but not in {MANIFEST}")
-        if not _is_plain_file(root, path):
-            problems.append(f"{name}: missing")
-            continue
-        try:
-            size = path.stat().st_size
-            if name in listed and size != listed[name].bytes:
-                problems.append(f"{name}: has {size} bytes, not {listed[name].bytes}")
-                advance(listed[name].bytes)
-                continue
-            found = sha256_of(path)
-            if name in hashes and found != hashes[name]:
-                problems.append(f"{name}: its bytes do not match the hash in {HASHES}")
-            elif name in listed:
-                problems += _check_tensors(path, listed[name], found)
-        except OSError as error:
-            problems.append(f"{name}: could not be read: {error.strerror}")
-        if name in listed:
-            advance(listed[name].bytes)
-    known = {*hashes, *listed, MANIFEST, HASHES, RUN}
-    problems += [
-        f"{name}: extra, not part of the export" for name in _files_below(root) if name not in known
+    manifest = _manifest(root)
+    with garbled_is_damaged(root):
+        files = {entry.name for entry in manifest.files} | {MANIFEST, HASHES}
+        folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+        there = _tree(root, folders)
+        problems = [*contradictions(manifest), *_misplaced(there, files, folders)]
+        if there.get(HASHES) == FILE:
+            problems += _check_sums(root, manifest)
+        for entry in manifest.files:
+            if there.get(entry.name) == FILE:
+                problems += _check_file(root / entry.name, entry)
+            advance(entry.bytes)
+    return Findings(
+        len(manifest.files) + 1, sum(entry.bytes for entry in manifest.files), tuple(problems)
+    )
+
+
+def _manifest(root: Path) -> Manifest:
+    """The manifest, unless a link stands in its place."""
+    if (root / MANIFEST).is_symlink():
+        raise ExportError(f"{root / MANIFEST} is a link, not a file of the export")
+    return read_manifest(root)
+
+
+def _tree(root: Path, folders: set[str]) -> dict[str, str]:
+    """What stands below root, by name, looked at and not opened; only `folders` are entered."""
+    there = {}
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                there[name] = _kind(entry)
+                if name in folders and there[name] == FOLDER:
+                    waiting.append(f"{name}/")
+    return there
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return LINK
+    if entry.is_dir(follow_symlinks=False):
+        return FOLDER
+    return FILE if entry.is_file(follow_symlinks=False) else SPECIAL
+
+
+def _misplaced(there: dict[str, str], files: set[str], folders: set[str]) -> list[str]:
+    """What is missing, extra, or of another kind than it should be."""
+    problems = [f"{name}: missing" for name in sorted(files - there.keys())]
+    for name, kind in sorted(there.items()):
+        expected = FILE if name in files or name == RUN else FOLDER if name in folders else None
+        if name == WORK and kind == FOLDER:
+            continue  # left by a commit that was cut short after the manifest
+        if expected is None:
+            problems.append(f"{name}: extra, {kind} that is not part of the export")
+        elif kind != expected:
+            problems.append(f"{name}: is {kind}, not {expected}")
+    return problems
+
+
+def _check_sums(root: Path, manifest: Manifest) -> list[str]:
+    """SHA256SUMS against the manifest and the manifest's own hash, byte for byte."""
+    try:
+        hashes = {entry.name: entry.sha256 for entry in manifest.files}
+        hashes[MANIFEST] = sha256_of(root / MANIFEST)
+        with (root / HASHES).open("rb") as file:
+            found = file.read(MAX_MANIFEST_BYTES)
+    except OSError as error:
+        return [f"{HASHES} or {MANIFEST}: could not be read: {error.strerror}"]
+    expected = {name: f"{sha256}  {name}\n".encode() for name, sha256 in sorted(hashes.items())}
+    if found == b"".join(expected.values()):
+        return []
+    lines = set(found.splitlines(keepends=True))
+    problems = [
+        f"{MANIFEST}: its bytes do not match the hash in {HASHES}"
+        if name == MANIFEST
+        else f"{HASHES}: lacks the line of {name} with the hash in {MANIFEST}"
+        for name, line in expected.items()
+        if line not in lines
     ]
-    return Findings(len(listed) + 1, sum(entry.bytes for entry in manifest.files), tuple(problems))
+    return problems or [f"{HASHES}: holds more than a line for each file, or in another order"]
 
 
-def _read_hashes(root: Path, problems: list[str]) -> dict[str, str]:
-    hashes: dict[str, str] = {}
-    try:
-        text = (root / HASHES).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        problems.append(f"{HASHES}: missing or unreadable")
-        return hashes
-    for number, line in enumerate(text.splitlines(), 1):
-        sha256, gap, name = line.partition("  ")
-        if not gap or len(sha256) != 64 or Path(name).is_absolute() or ".." in Path(name).parts:
-            problems.append(f"{HASHES}: line {number} is not a hash and a name")
-        elif name in hashes:
-            problems.append(f"{HASHES}: {name} stands in it twice")
-        else:
-            hashes[name] = sha256
-    return hashes
-
-
-def _check_tensors(path: Path, entry: FileEntry, sha256: str) -> list[str]:
+def _check_file(path: Path, entry: FileEntry) -> list[str]:
     """What the manifest says of one file, against the file."""
-    problems = []
-    if sha256 != entry.sha256:
-        problems.append(f"{entry.name}: its bytes do not match the hash in {MANIFEST}")
     try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return [f"{entry.name}: has {size} bytes, not {entry.bytes}"]
+        if sha256_of(path) != entry.sha256:
+            return [f"{entry.name}: its bytes do not match the hash in {MANIFEST}"]
         header = read_header(path)
+    except OSError as error:
+        return [f"{entry.name}: could not be read: {error.strerror}"]
     except ExportError as error:
-        return [*problems, f"{entry.name}: {error}"]
+        return [f"{entry.name}: {error}"]
+    problems = []
     for name in sorted({*header.tensors, *entry.tensors}):
         if name not in header.tensors:
             problems.append(f"{entry.name}: lacks the tensor {name}")
@@ -118,39 +166,3 @@ def _check_tensors(path: Path, entry: FileEntry, sha256: str) -> list[str]:
                     f"not {declared['dtype']} {declared['shape']}"
                 )
     return problems
-
-
-def _coverage(kind: str, total: int, manifest: Manifest) -> list[str]:
-    """Whether the files of a kind cover 0 to total - 1 once each, in order."""
-    problems = []
-    expected = 0
-    for entry in manifest.of_kind(kind):
-        if entry.first != expected:
-            problems.append(f"{entry.name}: begins at {kind} {entry.first}, not {expected}")
-        lengths = [entry.tensors[name]["shape"][:1] for name in _counted(entry)]
-        if any(length != [entry.count] for length in lengths):
-            problems.append(f"{entry.name}: its tensors do not have {entry.count} {kind}")
-        expected = entry.first + entry.count
-    if expected != total:
-        problems.append(f"{MANIFEST}: its files hold {expected} {kind}, but it says {total}")
-    return problems
-
-
-def _counted(entry: FileEntry) -> list[str]:
-    """The tensors whose first dimension is the number of tokens or windows of the file."""
-    return [name for name in entry.tensors if name != "document_starts"]
-
-
-def _is_plain_file(root: Path, path: Path) -> bool:
-    """Whether path is a regular file inside root, reached through no link."""
-    try:
-        inside = path.resolve() == root.resolve() / path.relative_to(root)
-        return inside and stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
-def _files_below(root: Path) -> list[str]:
-    """Every file below root but those that only an unfinished export needs."""
-    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()]
-    return sorted(name for name in names if not name.startswith(f"{WORK}/"))

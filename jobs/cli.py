@@ -19,6 +19,7 @@ from exporters.errors import ExportError
 from exporters.folder import readable
 from exporters.manifest import garbled_is_damaged, read_manifest
 from exporters.reading import open_export
+from exporters.sample import draw, recompute
 from exporters.verify import bytes_to_check
 from exporters.verify import verify as verify_export
 from jobs import show
@@ -255,10 +256,13 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
             show.show_window(console, record, tensors)
 
 
-@cli.command("verify", short_help="Check an export's bytes and shapes.")
+@cli.command("verify", short_help="Check an export's bytes, shapes and, with --sample, values.")
 @argument("export", type=SafePath(path_type=Path))
+@option("--sample", type=click.IntRange(1), metavar="N", show_default="none",
+        help="Recompute N windows too, in float64 from the tokens and the stored layer; the same "
+        "windows each time, all if there are no more.")  # fmt: skip
 @output_options
-def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
+def verify_command(export: Path, sample: int | None, quiet: bool, as_json: bool) -> None:
     """Check every byte of EXPORT against its hash and every shape against the manifest."""
     reporter = Reporter(quiet=quiet or as_json)
     with (
@@ -266,15 +270,23 @@ def verify_command(export: Path, quiet: bool, as_json: bool) -> None:
         reporter.stage("verify", bytes_to_check(export), "bytes") as advance,
     ):
         findings = verify_export(export, advance)
+    problems = findings.problems
+    windows: tuple[int, ...] = ()
+    if sample is not None and not problems:
+        windows = draw(export, sample)
+        with reporter.stage("sample", len(windows), "windows") as advance:
+            problems = recompute(export, windows, advance)
     if as_json:
-        _print_json(asdict(findings))
-    if findings.problems:
-        shown = "; ".join(findings.problems[:10])
-        more = len(findings.problems) - 10
+        _print_json({**asdict(findings), "problems": problems, "windows": windows})
+    if problems:
+        shown = "; ".join(problems[:10])
+        more = len(problems) - 10
         raise ExportError(f"{export}: {shown}" + (f"; and {more} more" if more > 0 else ""))
     if not quiet and not as_json:
         sized = readable(findings.bytes)
         click.echo(f"{export}: {findings.files} files, {sized}, all as they were written")
+        if windows:
+            click.echo(f"{export}: {len(windows)} windows recomputed, all as they should be")
 
 
 @cli.command("expand", short_help="Turn a compact export into a full one.")

@@ -45,3 +45,24 @@ def project(layer: FirstLayer, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def in_float64(layer: FirstLayer) -> FirstLayer:
     """The layer with the same parameter values, to compute in float64."""
     return layer.to(torch.float64)
+
+
+def largest_error(found: Tensor, truth: Tensor) -> float:
+    """The largest absolute difference of a result from float64, NaN where a value is NaN.
+
+    A value of `truth` [...] beyond the range of found's dtype is right as infinity.
+    """
+    overflows = torch.isinf(found) & (found == truth.to(found.dtype))
+    return float((found.double() - truth).abs().masked_fill(overflows, 0).max())
+
+
+def allowed_error(torchs: Tensor, truth: Tensor) -> float:
+    """The error rule: at most twice the error of torch doing the same in the same dtype.
+
+    A result that is correct to the dtype's last place is always right: small outputs may be luckily
+    exact in torch. Values that overflow in torch give no measure.
+    """
+    errors = (torchs.double() - truth).abs()
+    torch_error = float(errors.nan_to_num(0, posinf=0).max())
+    last_place = torch.finfo(torchs.dtype).eps * float(truth.abs().max()) / 2
+    return max(2 * torch_error, last_place)

@@ -41,3 +41,20 @@ def test_float64_equals_the_function_written_out(norm: Norm, positions: bool) ->
     ids = random_ids(2, 9)
     for expected, found in zip(by_hand(layer, ids), reference.project(layer, ids), strict=True):
         assert expected == pytest.approx(found.numpy(), abs=1e-12)
+
+
+def test_the_error_rule_allows_twice_torchs_error_or_the_last_place() -> None:
+    truth = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    torchs = torch.tensor([1.0, -4.25])
+    assert reference.allowed_error(torchs, truth) == 0.5
+    assert reference.allowed_error(truth.float(), truth) == 4 * torch.finfo(torch.float32).eps / 2
+    assert reference.largest_error(torch.tensor([1.125, -4.0]), truth) == 0.125
+
+
+def test_a_value_beyond_the_dtype_is_right_as_infinity_and_no_measure() -> None:
+    truth = torch.tensor([1.0, 1e6, -1e6], dtype=torch.float64)
+    found = torch.tensor([1.0, torch.inf, -torch.inf], dtype=torch.float16)
+    assert reference.largest_error(found, truth) == 0
+    assert reference.largest_error(-found, truth) == torch.inf
+    assert np.isnan(reference.largest_error(found * 0, truth))
+    assert reference.allowed_error(found, truth) < torch.inf
