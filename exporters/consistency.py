@@ -3,9 +3,9 @@
 from typing import Any
 
 from exporters.contents import exported_tensors
-from exporters.folder import WEIGHTS
 from exporters.manifest import MANIFEST, FileEntry, Manifest
 from exporters.shards import DTYPE_NAMES
+from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES
 
 KINDS = ("tokens", "windows", "weights", "tables")

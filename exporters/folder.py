@@ -1,9 +1,7 @@
 """The folder of an export: claimed before the work, kept where the journal says, then released."""
 
-import errno
 import json
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,17 +24,9 @@ from exporters.journal import (
     read_journal,
     start_journal,
 )
-from exporters.manifest import FORMAT, HASHES, MANIFEST, RUN, FileEntry
-from exporters.tablefile import TABLES
-from exporters.windows import STARTS
+from exporters.manifest import FORMAT, MANIFEST, FileEntry
+from exporters.strays import HOLDER, LOCK, WORK, remove_strays, remove_work
 from kernels.errors import QkvmillError
-
-WORK = ".work"
-LOCK = f"{WORK}/lock"
-HOLDER = f"{WORK}/holder"
-WEIGHTS = "weights.safetensors"
-OWN_FOLDERS = ("tokens", "shards")
-OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS)
 
 
 @dataclass(frozen=True)
@@ -125,7 +115,7 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
         ) from error
     except BaseException:
         if (root / MANIFEST).exists() and not (root / JOURNAL).exists():
-            _remove_work(root)
+            remove_work(root)
         lock.release()
         raise
 
@@ -148,8 +138,8 @@ def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iter
         # What could not be written may be impossible to remove too: the first error is the one.
         with suppress(OSError):
             if not work.journal.files:
-                _remove_strays(root, Journal(root, {}))
-                _remove_work(root)
+                remove_strays(root, ())
+                remove_work(root)
                 if not existed:
                     disk.remove_folder(root)
         work.lock.release()
@@ -172,7 +162,7 @@ def else_in_vain(work: Work) -> Iterator[None]:
 
 def release(work: Work) -> None:
     """Remove what only an unfinished export needs, and let others claim root."""
-    _remove_work(work.root)
+    remove_work(work.root)
     work.lock.release()
 
 
@@ -182,7 +172,7 @@ def tidy(root: Path) -> None:
     with suppress(OSError, Timeout):
         if (root / WORK).exists():
             lock.acquire(timeout=0)
-            _remove_work(root)
+            remove_work(root)
             lock.release()
 
 
@@ -202,44 +192,10 @@ def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
     for name in damaged:
         work.journal.forget(name)
     try:
-        _remove_strays(work.root, work.journal)
+        remove_strays(work.root, work.journal.files)
     except OSError as error:
         raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
     return damaged
-
-
-def check_space(root: Path, needed: int) -> None:
-    """Raise ExportError if the disk that holds root has fewer than `needed` bytes free."""
-    place = root.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise ExportError(
-            f"--out {root} needs {readable(needed)}, but its disk has {readable(free)} free; "
-            "make space, export less or use a smaller --dtype"
-        )
-
-
-def bytes_at(root: Path) -> int:
-    """Bytes of the files of ours at root, finished or not."""
-    folders = [root / name for name in (*OWN_FOLDERS, WORK)]
-    files = [root / name for name in OWN_FILES]
-    for folder in folders:
-        files += [path for path in folder.rglob("*") if not folder.is_symlink()]
-    return sum(path.lstat().st_size for path in files if path.is_file())
-
-
-def readable(count: int) -> str:
-    """A number of bytes in decimal units: 1234567 -> '1.2 MB'."""
-    if count < 1000:
-        return f"{count} bytes"
-    value, unit = count / 1000, "kB"
-    for larger in ("MB", "GB", "TB", "PB"):
-        if value < 999.95:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}"
 
 
 def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journal:
@@ -270,7 +226,7 @@ def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journa
             f"--out {root} holds an unfinished export of other options or inputs ({changed}); "
             "give what it began with, another folder, or --overwrite to start over"
         )
-    _remove_strays(root, Journal(root, {}))
+    remove_strays(root, ())
     return start_journal(root, fingerprint)
 
 
@@ -284,41 +240,6 @@ def _is_whole(root: Path, entry: FileEntry, advance: Callable[[int], None]) -> b
     except OSError:
         pass
     return False
-
-
-def _remove_strays(root: Path, journal: Journal) -> None:
-    """Remove what is ours at root but not in the journal; the journal and the lock stay."""
-    kept = {JOURNAL, LOCK, HOLDER, *journal.files}
-    names = [*OWN_FOLDERS, WORK, *OWN_FILES, *(f"{name}.part" for name in (*OWN_FILES, MANIFEST))]
-    for name in names:
-        _remove_all_but(root, name, kept)
-    disk.sync_folder(root)
-
-
-def _remove_all_but(root: Path, name: str, kept: set[str]) -> None:
-    """Remove a file, a link, or a folder with all that is in it, except for what is kept."""
-    path = root / name
-    if path.is_dir() and not path.is_symlink():
-        for inner in sorted(path.iterdir()):
-            _remove_all_but(root, f"{name}/{inner.name}", kept)
-        if not any(path.iterdir()):
-            disk.remove_folder(path)
-    elif name not in kept and (path.is_symlink() or path.exists()):
-        disk.remove(path)
-
-
-def _remove_work(root: Path) -> None:
-    """Remove .work, its journal last but the lock: until then it says what is done."""
-    _remove_all_but(root, WORK, {JOURNAL, LOCK, HOLDER})
-    for name in (JOURNAL, HOLDER, LOCK):
-        if (root / name).exists():
-            disk.remove(root / name)
-    try:
-        disk.remove_folder(root / WORK)
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:  # another job is about to look at the export
-            raise
-    disk.sync_folder(root)
 
 
 def _say_who_holds(root: Path) -> None:

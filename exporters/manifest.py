@@ -81,11 +81,15 @@ def commit(root: Path, manifest: Manifest) -> None:
     """Write SHA256SUMS, then manifest.json: after this the export is finished."""
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     text = _shapes_on_one_line(json.dumps(document, indent=1, ensure_ascii=False)) + "\n"
-    records = [(entry.name, entry.sha256) for entry in manifest.files]
-    records.append((MANIFEST, record_of_bytes(MANIFEST, text.encode()).sha256))
-    lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(records)]
-    write_text(root, HASHES, "".join(lines))
+    lines = hash_lines(manifest, record_of_bytes(MANIFEST, text.encode()).sha256)
+    write_text(root, HASHES, "".join(lines.values()))
     write_text(root, MANIFEST, text)
+
+
+def hash_lines(manifest: Manifest, manifest_sha256: str) -> dict[str, str]:
+    """The lines of SHA256SUMS by the file's name, in order, as sha256sum writes them."""
+    hashes = {entry.name: entry.sha256 for entry in manifest.files} | {MANIFEST: manifest_sha256}
+    return {name: f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items())}
 
 
 def read_manifest(root: Path) -> Manifest:

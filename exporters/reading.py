@@ -11,10 +11,10 @@ from torch import Tensor
 from exporters.contents import exported_tensors
 from exporters.errors import ExportError
 from exporters.files import FileRecord
-from exporters.folder import WEIGHTS
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged, read_manifest
 from exporters.source import WindowSource, fill
+from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES, load_tables
 from exporters.tokens import TokenPart, TokenStream
 from exporters.windows import STARTS, WindowPlan

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from exporters.contents import exported_tensors
 from exporters.errors import ExportError
-from exporters.folder import WEIGHTS
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
 from exporters.reading import open_export, open_stream
 from exporters.shards import DTYPE_NAMES
+from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES
 from exporters.tokens import TokenStream
 from exporters.windows import STARTS

@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from exporters.consistency import contradictions
 from exporters.errors import ExportError
 from exporters.files import sha256_of
-from exporters.folder import WORK
 from exporters.manifest import (
     HASHES,
     MANIFEST,
@@ -17,9 +16,11 @@ from exporters.manifest import (
     FileEntry,
     Manifest,
     garbled_is_damaged,
+    hash_lines,
     read_manifest,
 )
 from exporters.safefile import read_header
+from exporters.strays import WORK
 
 FILE, FOLDER, LINK, SPECIAL = "a file", "a folder", "a link", "a special file"
 
@@ -118,22 +119,21 @@ def _misplaced(there: dict[str, str], files: set[str], folders: set[str]) -> lis
 def _check_sums(root: Path, manifest: Manifest) -> list[str]:
     """SHA256SUMS against the manifest and the manifest's own hash, byte for byte."""
     try:
-        hashes = {entry.name: entry.sha256 for entry in manifest.files}
-        hashes[MANIFEST] = sha256_of(root / MANIFEST)
+        lines = hash_lines(manifest, sha256_of(root / MANIFEST))
         with (root / HASHES).open("rb") as file:
             found = file.read(MAX_MANIFEST_BYTES)
     except OSError as error:
         return [f"{HASHES} or {MANIFEST}: could not be read: {error.strerror}"]
-    expected = {name: f"{sha256}  {name}\n".encode() for name, sha256 in sorted(hashes.items())}
+    expected = {name: line.encode() for name, line in lines.items()}
     if found == b"".join(expected.values()):
         return []
-    lines = set(found.splitlines(keepends=True))
+    present = set(found.splitlines(keepends=True))
     problems = [
         f"{MANIFEST}: its bytes do not match the hash in {HASHES}"
         if name == MANIFEST
         else f"{HASHES}: lacks the line of {name} with the hash in {MANIFEST}"
         for name, line in expected.items()
-        if line not in lines
+        if line not in present
     ]
     return problems or [f"{HASHES}: holds more than a line for each file, or in another order"]
 

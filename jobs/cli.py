@@ -16,10 +16,10 @@ from rich.console import Console
 from torch import Tensor
 
 from exporters.errors import ExportError
-from exporters.folder import readable
 from exporters.manifest import garbled_is_damaged, read_manifest
 from exporters.reading import open_export
 from exporters.sample import draw, recompute
+from exporters.space import readable
 from exporters.verify import bytes_to_check
 from exporters.verify import verify as verify_export
 from jobs import show

@@ -7,7 +7,7 @@ from pathlib import Path
 from exporters.contents import exported_tensors, window_bytes
 from exporters.errors import ExportError
 from exporters.files import copy, sha256_of
-from exporters.folder import Work, bytes_at, check_claim, check_space, claimed, else_in_vain
+from exporters.folder import Work, check_claim, claimed, else_in_vain
 from exporters.manifest import (
     MANIFEST,
     FileEntry,
@@ -17,6 +17,8 @@ from exporters.manifest import (
     read_manifest,
 )
 from exporters.reading import open_source
+from exporters.space import check_space
+from exporters.strays import bytes_at
 from jobs.compute import write_shards
 from jobs.fingerprint import expanded_fingerprint, expanded_software
 from jobs.outputs import windows_per_shard

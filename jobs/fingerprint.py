@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from exporters.folder import WEIGHTS
 from exporters.layerfile import layer_record
 from exporters.manifest import Manifest
+from exporters.strays import WEIGHTS
 from jobs.config import JobConfig
 from jobs.corpus import Corpus
 from jobs.tokenizer import Tokenizer

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from exporters.folder import WEIGHTS, WORK, Work
+from exporters.folder import Work
 from exporters.layerfile import layer_record, save_layer
 from exporters.manifest import FileEntry
+from exporters.strays import WEIGHTS, WORK
 from exporters.tablefile import TABLES, load_tables, save_tables, table_tensors
 from jobs.compute import entry_of, shapes
 from jobs.config import JobConfig

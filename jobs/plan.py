@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from exporters.contents import window_bytes
 from exporters.errors import ExportError
-from exporters.folder import check_claim, check_space
+from exporters.folder import check_claim
 from exporters.source import separate
+from exporters.space import check_space
 from exporters.tokens import PART_TOKENS
 from jobs.compute import buffer_bytes
 from jobs.config import JobConfig

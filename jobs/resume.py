@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.folder import Work, check_claim, check_kept, readable, tidy
+from exporters.folder import Work, check_claim, check_kept, tidy
 from exporters.journal import JOURNAL, differences
 from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
+from exporters.space import readable
 from jobs.fingerprint import fingerprint_of
 from jobs.progress import Reporter
 from kernels.method import Method

@@ -4,18 +4,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from exporters.contents import window_bytes
-from exporters.folder import (
-    Work,
-    bytes_at,
-    check_claim,
-    check_space,
-    claimed,
-    else_in_vain,
-    readable,
-)
+from exporters.folder import Work, check_claim, claimed, else_in_vain
 from exporters.manifest import FileEntry, Manifest, commit, read_manifest
 from exporters.shards import write_tensors
 from exporters.source import WindowSource
+from exporters.space import check_space, readable
+from exporters.strays import bytes_at
 from exporters.tokens import TokenStream
 from exporters.windows import STARTS, WindowPlan
 from jobs.compute import entry_of, shapes, write_shards

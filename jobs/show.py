@@ -10,9 +10,9 @@ from rich.text import Text
 from torch import Tensor
 
 from exporters.contents import exported_tensors
-from exporters.folder import readable
 from exporters.manifest import Manifest
 from exporters.reading import open_stream
+from exporters.space import readable
 from jobs.bench import BenchResult
 from jobs.endtoend import EndToEnd
 from jobs.tokenizer import Tokenizer

@@ -9,20 +9,11 @@ import pytest
 
 from exporters.errors import ExportError
 from exporters.files import whole_file
-from exporters.folder import (
-    Work,
-    bytes_at,
-    check_claim,
-    check_kept,
-    check_space,
-    claim,
-    claimed,
-    readable,
-    release,
-    tidy,
-)
+from exporters.folder import Work, check_claim, check_kept, claim, claimed, release, tidy
 from exporters.journal import start_journal
 from exporters.manifest import FileEntry
+from exporters.space import check_space, readable
+from exporters.strays import bytes_at
 
 JOB = {"options": {"seed": 0, "dtype": "float32"}, "software": {"torch": "2.13.0"}}
 

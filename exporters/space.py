@@ -1,0 +1,31 @@
+"""Space on a disk, checked before it is needed."""
+
+import shutil
+from pathlib import Path
+
+from exporters.errors import ExportError
+
+
+def check_space(root: Path, needed: int) -> None:
+    """Raise ExportError if the disk that holds root has fewer than `needed` bytes free."""
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ExportError(
+            f"--out {root} needs {readable(needed)}, but its disk has {readable(free)} free; "
+            "make space, export less or use a smaller --dtype"
+        )
+
+
+def readable(count: int) -> str:
+    """A number of bytes in decimal units: 1234567 -> '1.2 MB'."""
+    if count < 1000:
+        return f"{count} bytes"
+    value, unit = count / 1000, "kB"
+    for larger in ("MB", "GB", "TB", "PB"):
+        if value < 999.95:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.1f} {unit}"

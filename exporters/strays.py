@@ -1,0 +1,66 @@
+"""What is ours in the folder of an export, and the removal of what is not wanted of it."""
+
+import errno
+from collections.abc import Collection
+from pathlib import Path
+
+from exporters import disk
+from exporters.journal import JOURNAL
+from exporters.manifest import HASHES, MANIFEST, RUN
+from exporters.tablefile import TABLES
+from exporters.windows import STARTS
+
+WORK = ".work"
+LOCK = f"{WORK}/lock"
+HOLDER = f"{WORK}/holder"
+WEIGHTS = "weights.safetensors"
+OWN_FOLDERS = ("tokens", "shards")
+OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS)
+
+
+def bytes_at(root: Path) -> int:
+    """Bytes of the files of ours at root, finished or not."""
+    folders = [root / name for name in (*OWN_FOLDERS, WORK)]
+    files = [root / name for name in OWN_FILES]
+    for folder in folders:
+        files += [path for path in folder.rglob("*") if not folder.is_symlink()]
+    return sum(path.lstat().st_size for path in files if path.is_file())
+
+
+def remove_strays(root: Path, finished: Collection[str]) -> None:
+    """Remove what is ours at root but for finished files, by name, the journal and the lock.
+
+    Raises:
+        OSError: if something cannot be removed.
+    """
+    kept = {JOURNAL, LOCK, HOLDER, *finished}
+    names = [*OWN_FOLDERS, WORK, *OWN_FILES, *(f"{name}.part" for name in (*OWN_FILES, MANIFEST))]
+    for name in names:
+        _remove_all_but(root, name, kept)
+    disk.sync_folder(root)
+
+
+def _remove_all_but(root: Path, name: str, kept: set[str]) -> None:
+    """Remove a file, a link, or a folder with all that is in it, except for what is kept."""
+    path = root / name
+    if path.is_dir() and not path.is_symlink():
+        for inner in sorted(path.iterdir()):
+            _remove_all_but(root, f"{name}/{inner.name}", kept)
+        if not any(path.iterdir()):
+            disk.remove_folder(path)
+    elif name not in kept and (path.is_symlink() or path.exists()):
+        disk.remove(path)
+
+
+def remove_work(root: Path) -> None:
+    """Remove .work, its journal last but the lock: until then it says what is done."""
+    _remove_all_but(root, WORK, {JOURNAL, LOCK, HOLDER})
+    for name in (JOURNAL, HOLDER, LOCK):
+        if (root / name).exists():
+            disk.remove(root / name)
+    try:
+        disk.remove_folder(root / WORK)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # another job is about to look at the export
+            raise
+    disk.sync_folder(root)
