@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -19,6 +19,7 @@ def write(root: Path, documents: list[list[int]], part_tokens: int) -> TokenStre
     return TokenStream(root, writer.close())
 
 
+@settings(deadline=None)
 @given(
     documents=st.lists(st.lists(st.integers(0, 2**20), max_size=9), min_size=1, max_size=9),
     part_tokens=st.integers(1, 7),

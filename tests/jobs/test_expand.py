@@ -12,7 +12,15 @@ from exporters.layerfile import save_layer
 from exporters.manifest import read_manifest
 from exporters.reading import open_export
 from kernels.layer import DTYPES, Norm
-from tests.helpers import SMALL, assert_within_rule, qkvmill, random_layer, succeed, write_corpus
+from tests.helpers import (
+    SMALL,
+    assert_within_rule,
+    qkvmill,
+    random_layer,
+    small_export,
+    succeed,
+    write_corpus,
+)
 
 VOCABULARY = 100300
 
@@ -163,8 +171,16 @@ def test_what_cannot_be_expanded_is_said(tmp_path: Path, export: Path, compact: 
     assert "is a full export already" in error(export, "--out", tmp_path / "full")
     assert "is the compact export itself" in error(compact, "--out", compact)
     assert "holds no finished export" in error(tmp_path, "--out", tmp_path / "full")
-    assert "holds a finished export" in error(compact, "--out", export)
+    other = small_export(tmp_path / "other", "--seed", 1)
+    assert "holds a finished export of other options" in error(compact, "--out", other)
     assert "--device 'x'" in error(compact, "--out", tmp_path / "full", "--device", "x")
+
+
+def test_a_full_export_that_is_there_already_is_left_alone(compact: Path, export: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in export.rglob("*")}
+    result = succeed("expand", compact, "--out", export, "--device", "cpu")
+    assert "holds this very export already, finished: nothing is done" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in export.rglob("*")} == before
 
 
 def test_overwrite_replaces_a_full_export(compact: Path, export: Path) -> None:
