@@ -430,6 +430,24 @@ def test_of_two_jobs_on_one_out_one_is_refused(tmp_path: Path) -> None:
     succeed("verify", out)
 
 
+def test_of_two_jobs_that_start_at_once_one_does_it(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", a=TEXT * 20_000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs", "run", str(folder), "--out", str(out)]
+    command += [str(option) for option in SMALL]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
+                         stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    ends = sorted((job.communicate(timeout=120)[1], job.returncode) for job in both)
+    assert sorted(status for _, status in ends) == [0, 1]
+    said = next(stderr for stderr, status in ends if status == 1)
+    assert_one_line(said, f"--out {out} is being written by process ")
+    succeed("verify", out)
+
+
 def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs", "run", str(NOTEBOOK), "--out", str(tmp_path / "out")]
     command += ["--context-length", "16", "--vocab-size", "5000000", "--d-model", "768"]
