@@ -1,5 +1,6 @@
 """The token stage: documents -> one stream of ids, counted on the way."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from exporters.tokens import IdSet
 from jobs.config import JobConfig
-from jobs.corpus import Corpus, TextRecord, read_text
+from jobs.corpus import Corpus, TextFile, TextRecord, read_text
+from jobs.errors import CorpusError, TokenizerError
 from jobs.progress import Reporter
 from jobs.tokenizer import Tokenizer, encode
 
@@ -63,7 +65,7 @@ def tokenise(
     """Send the tokens of a corpus to a sink, with the end-of-text token between documents.
 
     Raises:
-        CorpusError: if a document cannot be read.
+        CorpusError: if a document cannot be read or encoded.
     """
     separator = np.array([tokenizer.end_of_text])
     separators = replaced = 0
@@ -76,7 +78,7 @@ def tokenise(
                 separators += 1
             sink.start_document()
             before, advanced = sink.tokens, 0
-            for ids in encode(tokenizer, read_text(file, config.text_errors, record)):
+            for ids in _encode(file, config, tokenizer, record):
                 sink.append(ids)
                 advance(record.bytes - advanced)
                 advanced = record.bytes
@@ -97,3 +99,13 @@ def tokenise(
         replaced_sequences=replaced,
         files=tuple(files),
     )
+
+
+def _encode(
+    file: TextFile, config: JobConfig, tokenizer: Tokenizer, record: TextRecord
+) -> Iterator[NDArray[Any]]:
+    """The ids of one document, stretch by stretch."""
+    try:
+        yield from encode(tokenizer, read_text(file, config.text_errors, record))
+    except TokenizerError as error:
+        raise CorpusError(f"{file.path} holds, before byte {record.bytes}, {error}") from error
