@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from random import Random
@@ -26,8 +26,10 @@ from exporters.manifest import GARBLED, garbled_is_damaged, read_manifest
 from exporters.reading import open_export
 from exporters.verify import verify
 from kernels.errors import QkvmillError
-from tests.helpers import SMALL, random_layer, succeed, write_corpus
+from kernels.layer import Norm
+from tests.helpers import random_layer, succeed, write_corpus
 
+LENGTH = ("--context-length", 16)
 SECONDS = float(os.environ.get("QKVMILL_FUZZ_SECONDS", "20")) / 2
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 0.5, -0.0, 1e308, 2**31, 2**31 - 1, 2**40, 2**53, 2**62, 2**63,
@@ -43,45 +45,46 @@ WEIGHTS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value inside a JSON document."""
-    if path:
-        yield path
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(inner, (*path, key))
+def chosen(chance: Random, document: Any) -> tuple[Any, Any]:
+    """A place inside a JSON document, as the list or object and the index or key in it.
+
+    Every step down is chosen alike, so that a scalar of a section is as likely as a long list.
+    """
+    target = document
+    while True:
+        keys = list(target) if isinstance(target, dict) else list(range(len(target)))
+        key = chance.choice(keys)
+        inner = target[key]
+        if not isinstance(inner, dict | list) or not inner or chance.random() < 0.15:
+            return target, key
+        target = inner
+
+
+def change(chance: Random, document: Any) -> None:
+    """Replace, drop, repeat or exchange a value of a JSON document, or count it up or down."""
+    if not document:
+        return
+    target, last = chosen(chance, document)
+    value, action = target[last], chance.randrange(6)
+    if action == 0:
+        del target[last]
+    elif action == 1 and isinstance(target, list):
+        target.insert(last, deepcopy(value))
+    elif action == 2 and isinstance(target, dict):
+        target[chance.choice(("", "x", "shape", "q", "\ud800", "../x"))] = deepcopy(value)
+    elif action == 3 and type(value) is int:
+        target[last] = value + chance.choice((-1, 1, -value, value, 2**32))
+    elif action == 4:
+        source, key = chosen(chance, document)
+        target[last] = deepcopy(source[key])
+    else:
+        target[last] = deepcopy(chance.choice(ODD))
 
 
 def mutated_json(chance: Random, document: Any) -> str:
-    """JSON with a value replaced, dropped, repeated, exchanged, or a little larger or smaller."""
+    """The text of a JSON document that was changed, and now and then is no JSON any more."""
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
-        every = list(places(document))
-        if not every:
-            break
-        *parents, last = chance.choice(every)
-        target = document
-        for key in parents:
-            target = target[key]
-        value, action = target[last], chance.randrange(6)
-        if action == 0:
-            del target[last]
-        elif action == 1 and isinstance(target, list):
-            target.insert(last, deepcopy(value))
-        elif action == 2 and isinstance(target, dict):
-            target[chance.choice(("", "x", "shape", "q", "\ud800", "../x"))] = deepcopy(value)
-        elif action == 3 and type(value) is int:
-            target[last] = value + chance.choice((-1, 1, -value, value, 2**32))
-        elif action == 4:
-            *others, key = chance.choice(every)
-            source = document
-            try:
-                for step in (*others, key):
-                    source = source[step]
-                target[last] = json.loads(json.dumps(source))
-            except (LookupError, TypeError):
-                target[last] = None
-        else:
-            target[last] = deepcopy(chance.choice(ODD))
+        change(chance, document)
     text = json.dumps(document)
     if chance.random() < 0.1:
         text = text[: chance.randrange(len(text))] + chance.choice(
@@ -155,6 +158,7 @@ def matching(chance: Random, export: Path, path: Path) -> None:
         for entry in document["files"]:
             if entry["name"] == path.relative_to(export).as_posix():
                 entry |= {"tensors": tensors, "bytes": len(data)}
+        (export / "manifest.json").unlink()  # it may be a link to the file of the source
         (export / "manifest.json").write_text(json.dumps(document))
     except (OSError, struct.error, *GARBLED, RecursionError):
         return
@@ -193,16 +197,22 @@ def mutate_export(chance: Random, sources: list[Path], folder: Path) -> Path:
     source = chance.choice(sources)
     export = folder / "export"
     shutil.rmtree(export, ignore_errors=True)
-    shutil.copytree(source, export)
+    shutil.copytree(source, export, copy_function=os.link)
     files = sorted(path for path in export.rglob("*") if path.is_file() and path.name != "run.json")
     first = chance.choice([*[export / "manifest.json"] * len(files), *files])
     second = chance.choice(files)
     for path in [first, second] if chance.random() < 0.3 and second != first else [first]:
         data = path.read_bytes()
+        path.unlink()  # it is a link to the file of the source
         if chance.random() < 0.05:
-            path.unlink()
-        elif path.name == "manifest.json" and chance.random() < 0.9:
-            text = mutated_json(chance, json.loads(data))
+            continue
+        if path.name == "manifest.json" and chance.random() < 0.9:
+            document = json.loads(data)
+            # These say how other files are read; most of the rest is only shown.
+            section = chance.choice(("job", "tokens", "windows", "layer", "files"))
+            if chance.random() < 0.7:
+                change(chance, document[section])
+            text = json.dumps(document) if chance.random() < 0.5 else mutated_json(chance, document)
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
         elif path.suffix == ".safetensors":
             path.write_bytes(mutated_tensors(chance, data))
@@ -227,20 +237,26 @@ def fuzz(check: Callable[[Random], None]) -> None:
 
 
 @pytest.fixture(scope="module")
-def sources(
-    tmp_path_factory: pytest.TempPathFactory, _exported: Path, _compact: Path
-) -> list[Path]:
-    """Exports to mutate: full and compact, with random windows, with a norm."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Exports to mutate, a few kB each: full, compact, with every norm, with random windows."""
     folder = tmp_path_factory.mktemp("sources")
-    layer = random_layer(d=32, head_dim=8, kv_heads=2, norm="layernorm", vocabulary_size=100277)
-    save_layer(folder, "w.safetensors", layer)
-    corpus = write_corpus(folder / "corpus", a="One fish, two fish. " * 20, b="小沈阳江西 " * 20)
-    options = ("--artifact", "compact", *SMALL, "--export", "features", "--export", "qkv")
-    drawn = ("--sampling", "random", "--vocab-size", "corpus")
-    succeed("run", corpus, "--out", folder / "drawn", *options, *drawn)
-    weights = ("--weights", folder / "w.safetensors")
-    succeed("run", corpus, "--out", folder / "normed", *options, *weights)
-    return [_exported, _compact, folder / "normed", folder / "drawn"]
+    corpus = write_corpus(folder / "corpus", a="a b a c ! 1 2 " * 20, b="d e\n" * 20)
+    norms: tuple[Norm, ...] = ("none", "layernorm", "rmsnorm")
+    for norm in norms:
+        layer = random_layer(d=8, head_dim=2, kv_heads=2, norm=norm, vocabulary_size=900)
+        save_layer(folder, f"{norm}.safetensors", layer)
+    features = ("--export", "tokens", "--export", "features", "--export", "qkv")
+    compact = ("--artifact", "compact", *features)
+    jobs: list[tuple[Norm, tuple[object, ...]]] = [
+        ("none", (*features, "--batch-size", 2, "--shard-size", 9000)),
+        ("none", compact),
+        ("layernorm", compact),
+        ("rmsnorm", (*compact, "--sampling", "random")),
+    ]
+    for number, (norm, options) in enumerate(jobs):
+        weights = ("--weights", folder / f"{norm}.safetensors", "--separator", "none")
+        succeed("run", corpus, "--out", folder / str(number), *weights, *LENGTH, *options)
+    return [folder / str(number) for number in range(len(jobs))]
 
 
 @pytest.mark.slow
