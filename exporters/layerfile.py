@@ -154,8 +154,11 @@ def _check_names(path: Path, header: Header) -> None:
             raise WeightsError(f"--weights {path} holds {name!r}, which is none of {names}")
         if entry.dtype not in FLOATS:
             raise WeightsError(f"--weights {path}: {name} is {entry.dtype}, not one of {FLOATS}")
-    if len(header.tensors["embedding.weight"].shape) != 2:
-        raise WeightsError(f"--weights {path}: embedding.weight is not a matrix [V, d]")
+    for name in ("embedding.weight", "position.weight"):
+        shape = header.tensors[name].shape if name in header.tensors else (1, 1)
+        # A width of a tensor without rows is no size that its file bears out.
+        if len(shape) != 2 or 0 in shape:
+            raise WeightsError(f"--weights {path}: {name} is not a matrix with rows: {list(shape)}")
     dtypes = {entry.dtype for entry in header.tensors.values()}
     if len(dtypes) > 1:
         raise WeightsError(f"--weights {path} mixes the dtypes {', '.join(sorted(dtypes))}")

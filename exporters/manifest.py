@@ -2,15 +2,17 @@
 
 import json
 import re
-import stat
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporters.errors import ExportError
 from exporters.files import record_of_bytes, write_text
+from exporters.safefile import open_regular, own_file
+from kernels.layer import DTYPES
 
 FORMAT = "qkvmill"
 FORMAT_VERSION = 1
@@ -18,6 +20,8 @@ MANIFEST = "manifest.json"
 HASHES = "SHA256SUMS"
 RUN = "run.json"
 MAX_MANIFEST_BYTES = 512 << 20
+
+Check = Callable[[Any], bool]
 
 GARBLED = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 """What reading JSON of the wrong shape raises."""
@@ -103,12 +107,11 @@ def read_manifest(root: Path) -> Manifest:
     if not root.is_dir():
         raise ExportError(f"{root} is not a folder; give the folder of an export")
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ExportError(f"{path} is not a regular file")
-        if status.st_size > MAX_MANIFEST_BYTES:
+        with open_regular(own_file(root, MANIFEST)) as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(text) > MAX_MANIFEST_BYTES:
             raise ExportError(f"{path} is larger than any manifest that is written")
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(text.decode(), parse_constant=_unknown_constant)
     except FileNotFoundError as error:
         raise ExportError(
             f"{root} holds no finished export: there is no {MANIFEST}; "
@@ -123,10 +126,13 @@ def read_manifest(root: Path) -> Manifest:
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise ExportError(
-            f"{path} has format version {version!r}, but this qkvmill reads {FORMAT_VERSION}"
+            f"{path} has format version {reprlib.repr(version)}, "
+            f"but this qkvmill reads {FORMAT_VERSION}"
         )
     try:
         return _from_document(document)
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"{path} is damaged: {error}") from error
     except GARBLED as error:
         raise ExportError(f"{path} is damaged: {error!r}") from error
 
@@ -146,35 +152,129 @@ def _shapes_on_one_line(text: str) -> str:
     return re.sub(r"\[\n[\d,\s]+\]", lambda found: "".join(found[0].split()), text)
 
 
+def _unknown_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _from_document(document: dict[str, Any]) -> Manifest:
-    files = []
-    for entry in document["files"]:
-        file = FileEntry(**entry)
-        if not isinstance(file.name, str) or not isinstance(file.sha256, str):
-            raise TypeError(f"files: {entry!r}")
-        if not all(type(n) is int and n >= 0 for n in (file.bytes, file.first, file.count)):
-            raise TypeError(f"files: {entry!r}")
-        parts = Path(file.name).parts
-        if Path(file.name).is_absolute() or ".." in parts or not file.name.endswith(".safetensors"):
-            raise ValueError(f"files: the name {file.name!r} is not one of an export")
-        for declared in file.tensors.values():
-            if not isinstance(declared["dtype"], str) or not isinstance(declared["shape"], list):
-                raise TypeError(f"files: {entry!r}")
-        files.append(file)
-    sections = ("job", "software", "corpus", "tokenizer", "tokens", "windows")
-    for name in sections:
-        if not isinstance(document[name], dict):
+    sections: dict[str, Any] = {}
+    for name, checks in SECTIONS.items():
+        section = document[name]
+        if section is None and name in ("layer", "compute"):
+            sections[name] = None
+            continue
+        if not isinstance(section, dict):
             raise TypeError(f"{name} is not an object")
-    for name in ("layer", "compute"):
-        if document[name] is not None and not isinstance(document[name], dict):
-            raise TypeError(f"{name} is neither an object nor null")
-    for name, key in [("windows", "count"), ("windows", "context_length"), ("tokens", "count")]:
-        if type(document[name][key]) is not int:
-            raise TypeError(f"{name}.{key} is not a whole number")
+        for key, check in checks.items():
+            if key not in section:
+                raise ValueError(f"{name}.{key} is missing")
+            if not check(section[key]):
+                raise ValueError(f"{name}.{key} is {reprlib.repr(section[key])}")
+        sections[name] = section
+    if sections["layer"] is None and sections["job"]["export"] != ["tokens"]:
+        raise ValueError("layer is null, but more than tokens is exported")
+    expand = document["expand"]
+    if expand is not None and not _is_list_of(_is_text)(expand):
+        raise TypeError("expand is no list of strings")
     return Manifest(
-        **{name: document[name] for name in sections},
-        layer=document["layer"],
-        compute=document["compute"],
-        expand=None if document["expand"] is None else tuple(document["expand"]),
-        files=tuple(files),
+        **sections,
+        expand=None if expand is None else tuple(expand),
+        files=tuple(_file_entry(entry) for entry in document["files"]),
     )
+
+
+def _file_entry(entry: Any) -> FileEntry:
+    file = FileEntry(**entry)
+    texts, counts = (file.name, file.kind, file.sha256), (file.bytes, file.first, file.count)
+    if not all(map(_is_text, texts)) or not all(map(_is_count, counts)):
+        raise TypeError(f"files: {reprlib.repr(entry)}")
+    place = PurePosixPath(file.name)
+    plain = file.name.isprintable() and str(place) == file.name and ".." not in place.parts
+    if not plain or place.is_absolute() or not file.name.endswith(".safetensors"):
+        raise ValueError(f"files: the name {reprlib.repr(file.name)} is not one of an export")
+    for declared in file.tensors.values():
+        if not _is_text(declared["dtype"]) or not _is_list_of(_is_count)(declared["shape"]):
+            raise TypeError(f"files: {reprlib.repr(entry)}")
+    return file
+
+
+def _is_text(value: object) -> bool:
+    """Whether value is a string that UTF-8 can write: JSON can hold halves of characters."""
+    return isinstance(value, str) and value.encode("utf-8", "replace") == value.encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_positive(value: object) -> bool:
+    return _is_count(value) and value != 0
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
+
+
+def _is_list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _one_of(*values: str) -> Check:
+    return lambda value: value in values
+
+
+def _is_document(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        check(value[key])
+        for key, check in (
+            ("name", _is_text), ("bytes", _is_count), ("sha256", _is_text), ("tokens", _is_count)
+        )
+    )  # fmt: skip
+
+
+SECTIONS: dict[str, dict[str, Check]] = {
+    "job": {
+        "export": _is_list_of(_one_of("tokens", "features", "qkv")),
+        "artifact": _one_of("full", "compact"),
+        "dtype": _one_of(*DTYPES),
+        "layout": _one_of("bhtd", "bthd"),
+        "batch_size": _is_positive,
+        "shard_size": _is_positive,
+    },
+    "software": {},
+    "corpus": {
+        "files": _is_list_of(_is_document),
+        "bytes": _is_count,
+        "skipped_files": _is_count,
+        "replaced_sequences": _is_count,
+    },
+    "tokenizer": {"name": _is_text, "vocabulary_sha256": _is_text},
+    "tokens": dict.fromkeys(("count", "documents", "distinct"), _is_count),
+    "windows": {
+        "count": _is_positive,
+        "context_length": _is_positive,
+        "stride": _or_none(_is_positive),
+        "dropped_tokens": _is_count,
+    },
+    "layer": {
+        **dict.fromkeys(
+            ("vocabulary_size", "d_model", "heads", "kv_heads", "head_dim"), _is_positive
+        ),
+        **dict.fromkeys(("source", "weights_sha256"), _is_text),
+        "norm": _one_of("none", "layernorm", "rmsnorm"),
+        "positions": _one_of("sinusoidal", "learned", "none"),
+        "dtype": _one_of(*DTYPES),
+        **dict.fromkeys(("eps", "embedding_scale"), _is_number),
+    },
+    "compute": {
+        **dict.fromkeys(("device", "kernel", "reason"), _is_text),
+        **dict.fromkeys(("method", "method_reason"), _or_none(_is_text)),
+    },
+}
+"""What a manifest must hold for anything to be read from an export: section, key, check."""

@@ -8,11 +8,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from exporters.contents import exported_tensors
+from exporters.contents import TensorPlan, exported_tensors
 from exporters.errors import ExportError
 from exporters.files import FileRecord
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged, read_manifest
+from exporters.safefile import own_file, read_header
+from exporters.shards import DTYPE_NAMES
 from exporters.source import WindowSource, fill
 from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES, load_tables
@@ -85,13 +87,14 @@ class Export:
         with garbled_is_damaged(self.root):
             if not self.manifest.compact:
                 return self._from_shards(first, stop, device)
+            if device not in self._sources:
+                backend = choose(str(device), DTYPES[self.manifest.job["dtype"]])
+                self._sources[device] = open_source(self.root, self.manifest, backend)
+            # Only now is it known that the files bear out what the manifest says of sizes.
             out = {
                 name: torch.empty((stop - first, *plan.shape), dtype=plan.dtype, device=device)
                 for name, plan in self._plans.items()
             }
-            if device not in self._sources:
-                backend = choose(str(device), DTYPES[self.manifest.job["dtype"]])
-                self._sources[device] = open_source(self.root, self.manifest, backend)
             fill(self._sources[device], first, stop, out)
             return out
 
@@ -115,7 +118,7 @@ class Export:
         try:
             kept, file = self._shard
             if kept != entry.name:
-                file = safe_open(self.root / entry.name, framework="pt")
+                file = safe_open(_checked(self.root, entry, self._plans), framework="pt")
                 self._shard = (entry.name, file)
             return {name: file.get_slice(name)[low:high] for name in entry.tensors}
         except (OSError, SafetensorError) as error:
@@ -142,42 +145,58 @@ def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSourc
     """
     if [entry.name for entry in manifest.of_kind("tables")] != [TABLES]:
         raise ExportError(f"{root / MANIFEST} names no {TABLES}; run qkvmill verify {root}")
+    stream = open_stream(root, manifest)
+    windows = window_plan(root, manifest, stream.tokens)
+    tables = load_tables(own_file(root, TABLES))
+    said, length = manifest.layer or {}, windows.context_length
+    widths = {"heads": tables.heads, "kv_heads": tables.kv_heads, "head_dim": tables.head_dim}
+    if {name: said.get(name) for name in widths} != widths:
+        raise ExportError(f"{root / MANIFEST} has other widths than {TABLES}: {widths}")
+    if tables.position_table is not None and len(tables.position_table) < length:
+        raise ExportError(
+            f"{root / TABLES} has {len(tables.position_table)} positions, but windows have {length}"
+        )
     layer = None
     if "features" in manifest.job["export"]:
-        length = manifest.windows["context_length"]
-        layer = pack(load_layer(root / WEIGHTS, context_length=length), backend.device)
-    tables = load_tables(root / TABLES)
-    widths = {"heads": tables.heads, "kv_heads": tables.kv_heads, "head_dim": tables.head_dim}
-    if manifest.layer is None or {name: manifest.layer[name] for name in widths} != widths:
-        raise ExportError(f"{root / MANIFEST} has other widths than {TABLES}: {widths}")
+        layer = load_layer(own_file(root, WEIGHTS), context_length=length)
+        if layer.d_model != said.get("d_model"):
+            raise ExportError(f"{root / MANIFEST} has another d_model than {WEIGHTS}")
     return WindowSource(
-        windows=window_plan(root, manifest),
-        stream=open_stream(root, manifest),
+        windows=windows,
+        stream=stream,
         layout=manifest.job["layout"],
         backend=backend,
-        layer=layer,
+        layer=None if layer is None else pack(layer, backend.device),
         tables=tables.on(backend.device),
     )
 
 
-def window_plan(root: Path, manifest: Manifest) -> WindowPlan:
-    """Where the windows of a compact export begin.
+def window_plan(root: Path, manifest: Manifest, tokens: int) -> WindowPlan:
+    """Where the windows of a compact export begin, in a stream of so many tokens.
 
     Raises:
-        ExportError: if the file of random starts cannot be read.
+        ExportError: if the file of random starts cannot be read, or windows leave the stream.
     """
     windows = manifest.windows
+    count, stride = windows["count"], windows["stride"] or 0
     starts = None
     if windows["stride"] is None:
+        entries = [entry for entry in manifest.of_kind("windows") if entry.name == STARTS]
+        if [entry.count for entry in entries] != [count]:
+            raise ExportError(f"{root / MANIFEST} names no {STARTS}; run qkvmill verify {root}")
         try:
-            with safe_open(root / STARTS, framework="pt") as file:
+            plans = {"window_start": TensorPlan(torch.int64, ())}
+            with safe_open(_checked(root, entries[0], plans), framework="pt") as file:
                 starts = file.get_tensor("window_start")
         except (OSError, SafetensorError) as error:
             raise ExportError(f"{root / STARTS} could not be read: {error}") from error
+    first, last = (0, (count - 1) * stride) if starts is None else map(int, starts.aminmax())
+    if first < 0 or last + windows["context_length"] >= tokens:
+        raise ExportError(f"{root}: windows begin beyond its {tokens} tokens")
     return WindowPlan(
-        count=windows["count"],
+        count=count,
         context_length=windows["context_length"],
-        stride=windows["stride"] or 0,
+        stride=stride,
         random_starts=starts,
         dropped_tokens=windows["dropped_tokens"],
     )
@@ -189,10 +208,48 @@ def open_stream(root: Path, manifest: Manifest) -> TokenStream:
     Raises:
         ExportError: if its files cannot be opened.
     """
+    entries = manifest.of_kind("tokens")
+    expected = 0
     try:
+        for entry in entries:
+            starts = entry.tensors["document_starts"]["shape"]
+            shapes = {"input_ids": ("int32", [entry.count]), "document_starts": ("int64", starts)}
+            said = {name: (e["dtype"], e["shape"]) for name, e in entry.tensors.items()}
+            if entry.first != expected or said != shapes or len(starts) != 1:
+                raise ExportError(f"{root / MANIFEST}: {entry.name} is no next part of the tokens")
+            _checked(root, entry)
+            expected += entry.count
+        if len({entry.name for entry in entries}) < len(entries):
+            raise ExportError(f"{root / MANIFEST}: a file of tokens stands in it twice")
+        if expected != manifest.tokens["count"]:
+            raise ExportError(f"{root / MANIFEST}: its files hold {expected} tokens, not as many")
         return TokenStream(root, token_parts(manifest))
     except (OSError, SafetensorError) as error:
         raise ExportError(f"the tokens of {root} could not be read: {error}") from error
+
+
+def _checked(root: Path, entry: FileEntry, plans: dict[str, TensorPlan] | None = None) -> Path:
+    """The path of a file whose header says what the manifest says, and what `plans` say of a row.
+
+    The size of the file is as its header needs: reading beyond a file that is mapped into memory
+    would end the process.
+
+    Raises:
+        ExportError: if it is otherwise.
+        OSError: if the file cannot be read.
+    """
+    path = own_file(root, entry.name)
+    header = read_header(path).tensors
+    found = {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in header.items()}
+    expected = entry.tensors
+    if plans is not None:
+        expected = {
+            name: {"dtype": DTYPE_NAMES[plan.dtype], "shape": [entry.count, *plan.shape]}
+            for name, plan in plans.items()
+        }
+    if not found == expected == entry.tensors:
+        raise ExportError(f"{path} holds other tensors than it should; run qkvmill verify {root}")
+    return path
 
 
 def token_parts(manifest: Manifest) -> list[TokenPart]:

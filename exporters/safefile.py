@@ -1,15 +1,17 @@
 """Looks at a stranger's safetensors file before the library opens it."""
 
 import json
+import os
 import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from exporters.errors import ExportError
 
 MAX_HEADER_BYTES = 25 << 20  # the library takes 100 MB, at 10 s and over 1 GiB of memory
+MAX_DIMENSIONS = 64
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -34,6 +36,35 @@ class Header:
     metadata: dict[str, str]
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read; a FIFO or a device is neither opened nor waited for.
+
+    Raises:
+        ExportError: if it is another kind of file.
+        OSError: if it cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # Should a FIFO take the file's place after the look at it, opening it does not wait.
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ExportError(f"{path} is not a regular file")
+    return open(path, "rb", opener=opener)
+
+
+def own_file(root: Path, name: str) -> Path:
+    """The path of a file of the export at root.
+
+    Raises:
+        ExportError: if links lead it out of root.
+    """
+    path = root / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise ExportError(f"{path} is a link that leads out of the export")
+    return path
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file, in plain reads.
 
@@ -44,15 +75,13 @@ def read_header(path: Path) -> Header:
         ExportError: if the file breaks a rule of the format, naming the file and the rule.
         OSError: if the file cannot be read.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ExportError(f"{path} is not a regular file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if len(start) < 8:
             raise ExportError(f"{path} is not a safetensors file: it has {len(start)} bytes")
         length = struct.unpack("<Q", start)[0]
-        if length > min(status.st_size - 8, MAX_HEADER_BYTES):
+        if length > min(size - 8, MAX_HEADER_BYTES):
             raise ExportError(
                 f"{path} is not a safetensors file: its first 8 bytes announce a header of "
                 f"{length} bytes, beyond the file's end or the limit of {MAX_HEADER_BYTES}"
@@ -63,7 +92,7 @@ def read_header(path: Path) -> Header:
         if not isinstance(declared, dict):
             raise ValueError("it is not an object")
         metadata = _metadata(declared.pop("__metadata__", {}))
-        tensors = _tensors(declared, status.st_size - 8 - length)
+        tensors = _tensors(declared, size - 8 - length)
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} has a damaged safetensors header: {error}") from error
     return Header(tensors, metadata)
@@ -93,9 +122,7 @@ def _tensors(declared: dict[str, Any], data_bytes: int) -> dict[str, TensorEntry
             raise ValueError(f"{name!r} has the dtype {dtype!r}, which is not known here")
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise ValueError(f"{name!r} has a shape or offsets that are not whole numbers")
-        size = ITEM_BYTES[dtype]
-        for length in shape:
-            size *= length
+        size = _bytes(name, dtype, shape)
         if offsets[1] - offsets[0] != size:
             raise ValueError(f"{name!r} has {offsets[1] - offsets[0]} bytes, but needs {size}")
         tensors[name] = TensorEntry(DTYPES.get(dtype, dtype), tuple(shape))
@@ -108,6 +135,18 @@ def _tensors(declared: dict[str, Any], data_bytes: int) -> dict[str, TensorEntry
     if end != data_bytes:
         raise ValueError(f"the tensors have {end} bytes, but {data_bytes} follow the header")
     return tensors
+
+
+def _bytes(name: str, dtype: str, shape: list[int]) -> int:
+    """The bytes of a tensor, which like each product on the way have to fit 63 bits."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{name!r} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
+    size = ITEM_BYTES[dtype]
+    for length in shape:
+        size *= length
+        if size >= 2**63:
+            raise ValueError(f"{name!r} has a shape beyond any file's size")
+    return size
 
 
 def _counts(value: object) -> bool:

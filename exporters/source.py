@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from exporters.tokens import TokenStream
 from exporters.windows import WindowPlan, cut_windows
 from kernels.dispatch import Backend
+from kernels.errors import LayerError
 from kernels.layer import PackedLayer
 from kernels.tables import Tables
 
@@ -29,7 +31,7 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
     `out` names any of the tensors of a window; q, k and v together unless they are `separate`.
 
     Raises:
-        LayerError: if the tables lack a token of the stream.
+        LayerError: if the tables or the embedding lack a token of the stream.
     """
     starts = source.windows.starts(first, stop)
     if "window_start" in out:
@@ -52,6 +54,7 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
 
     results = {name: on_device(name) for name in ("x", "y", "q", "k", "v") if name in out}
     if source.layer is not None:
+        _check_ids(source.layer, windows.input_ids, windows.target_ids)
         for name, ids in (("x", windows.input_ids), ("y", windows.target_ids)):
             if name in results:
                 backend.embed(source.layer, ids.to(device), results[name])
@@ -66,6 +69,15 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
     for name, result in results.items():
         if result is not out[name]:
             out[name].copy_(result)
+
+
+def _check_ids(layer: PackedLayer, *ids: Tensor) -> None:
+    """Raise LayerError unless every id has a row: the kernels do not look."""
+    rows = len(layer.embedding)
+    for least, most in (torch.aminmax(part) for part in ids):
+        if int(least) < 0 or int(most) >= rows:
+            wrong = int(least) if int(least) < 0 else int(most)
+            raise LayerError(f"the embedding has {rows} rows, none of them for token {wrong}")
 
 
 def separate(backend: Backend | None, method: str | None) -> bool:

@@ -15,21 +15,23 @@ The scalars are one JSON object under the metadata key "qkvmill": heads, kv_head
 """
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exporters.errors import ExportError
 from exporters.files import FileRecord
-from exporters.safefile import read_header
+from exporters.safefile import Header, read_header
 from exporters.shards import write_tensors
 from kernels.tables import NormTables, Tables
 
 TABLES = "tables.safetensors"
 METADATA_KEY = "qkvmill"
-REQUIRED = ("token_ids", "token_table")
+MOST_IDS = 1 << 24  # of any vocabulary; the index from id to row takes 4 bytes for each
 NORM_NAMES = tuple(field.name for field in fields(NormTables) if field.name != "eps")
 
 
@@ -65,36 +67,70 @@ def load_tables(path: Path) -> Tables:
     """
     try:
         header = read_header(path)
+        _check_shapes(header)
+        heads, kv_heads, eps = _scalars(header)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in header.tensors}
-        scalars = json.loads(header.metadata[METADATA_KEY])
-        norm = None
-        if "constant" in tensors:
-            norm = NormTables(
-                **{name: tensors.get(name) for name in NORM_NAMES},  # type: ignore[arg-type]
-                eps=float(scalars["eps"]),
-            )
-        heads, kv_heads = int(scalars["heads"]), int(scalars["kv_heads"])
-        token_ids, token_table = (tensors[name] for name in REQUIRED)
-        total_width = token_table.shape[1]
-        shapes_fit = (
-            len(token_ids) == len(token_table) > 0
-            and total_width % (heads + 2 * kv_heads) == 0
-            and bool((token_ids[1:] > token_ids[:-1]).all())
-            and int(token_ids[0]) >= 0
-        )
-        if not shapes_fit:
-            raise ValueError("its shapes do not fit together")
+        token_ids = tensors["token_ids"]
+        if not bool((token_ids[1:] > token_ids[:-1]).all()) or int(token_ids[0]) < 0:
+            raise ValueError("token_ids do not ascend from 0 on")
+        if int(token_ids[-1]) >= MOST_IDS:
+            raise ValueError(f"token_ids go up to {int(token_ids[-1])}, beyond any vocabulary")
     except OSError as error:
         raise ExportError(f"{path} could not be read: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ExportError(f"{path} does not hold tables: {error}") from error
+    norm = None
+    if "constant" in tensors:
+        values = {name: tensors.get(name) for name in NORM_NAMES}
+        norm = NormTables(**values, eps=eps)  # type: ignore[arg-type]
     return Tables(
         token_ids=token_ids,
-        token_table=token_table,
+        token_table=tensors["token_table"],
         position_table=tensors.get("position_table"),
         norm=norm,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=total_width // (heads + 2 * kv_heads),
+        head_dim=tensors["token_table"].shape[1] // (heads + 2 * kv_heads),
     )
+
+
+def _check_shapes(header: Header) -> None:
+    """Raise ValueError or KeyError unless the tensors are those of tables and fit together."""
+    found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
+    rows, width = header.tensors["token_table"].shape
+    expected = {"token_ids": ("int32", (rows,)), "token_table": ("float32", (rows, width))}
+    positions = d = 1
+    if "position_table" in found:
+        positions, _ = header.tensors["position_table"].shape
+        expected["position_table"] = ("float32", (positions, width))
+    if "constant" in found:
+        _, d = header.tensors["weight"].shape
+        shapes = {
+            "token_features": (rows, d),
+            "position_features": (positions, d),
+            "token_lengths": (rows,),
+            "position_lengths": (positions,),
+            "weight": (width, d),
+            "constant": (width,),
+        }
+        if "token_means" in found:
+            shapes |= {"token_means": (rows,), "position_means": (positions,)}
+        expected |= {name: ("float32", shape) for name, shape in shapes.items()}
+    if found != expected or 0 in (rows, width, positions, d):
+        raise ValueError("its tensors do not fit together")
+
+
+def _scalars(header: Header) -> tuple[int, int, float]:
+    """heads, kv_heads and eps, which is 0 where there is no norm."""
+    scalars: dict[str, Any] = json.loads(header.metadata[METADATA_KEY])
+    heads, kv_heads = scalars["heads"], scalars["kv_heads"]
+    eps = scalars["eps"] if "constant" in header.tensors else 0.0
+    width = header.tensors["token_table"].shape[1]
+    if not all(type(count) is int and count >= 1 for count in (heads, kv_heads)):
+        raise ValueError("its heads are no whole numbers above 0")
+    if heads % kv_heads or width % (heads + 2 * kv_heads):
+        raise ValueError(f"{width} columns cannot be split into {heads} and {kv_heads} heads")
+    if type(eps) not in (int, float) or not 0 <= eps < math.inf:
+        raise ValueError("its eps is no number from 0 on")
+    return heads, kv_heads, float(eps)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import reprlib
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from torch import Tensor
 from exporters.errors import ExportError
 from exporters.manifest import garbled_is_damaged, read_manifest
 from exporters.reading import open_export
+from exporters.safefile import open_regular
 from exporters.sample import draw, recompute
 from exporters.space import readable
 from exporters.verify import bytes_to_check
@@ -29,6 +32,7 @@ from jobs.endtoend import EndToEnd, end_to_end
 from jobs.errors import ConfigError, TokenizerError
 from jobs.expand import expand as expand_export
 from jobs.plan import plan as plan_job
+from jobs.printable import printable
 from jobs.progress import Reporter
 from jobs.run import run as run_job
 from jobs.stopping import StoppedError, stoppable
@@ -38,7 +42,11 @@ from kernels.layer import DTYPES
 
 INTERRUPTED = 130
 TOML_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}
+MAX_CONFIG_BYTES = 1 << 20
+MAX_MESSAGE = 2000  # characters; what is named in it may be of any length
 PIPE_COLUMNS = 120  # of tables that go into a pipe or a file
+
+COUNT = click.IntRange(1, 2**31 - 1)
 
 SIZE_UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -73,6 +81,8 @@ class SafePath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the path is empty", param, ctx)
+        if "\0" in value:
+            self.fail(f"the path {value!r} holds a NUL", param, ctx)
         if param is not None and param.name != "corpus":
             try:
                 os.fsencode(value).decode()
@@ -86,8 +96,14 @@ def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with open_regular(path) as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        values = tomllib.loads(text.decode())
+    except ExportError as error:
+        raise click.UsageError(f"--config {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise click.UsageError(f"--config {path} could not be read: {reason}") from error
     known = {parameter.name: parameter for parameter in ctx.command.params}
@@ -104,7 +120,9 @@ def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
         for item in value if repeatable else [value]:
             if type(item) not in _toml_types(parameter):
                 kinds = " or ".join(TOML_NAMES[kind] for kind in _toml_types(parameter))
-                raise click.UsageError(f"--config {path}: {key!r} takes {kinds}, not {item!r}")
+                raise click.UsageError(
+                    f"--config {path}: {key!r} takes {kinds}, not {reprlib.repr(item)}"
+                )
         defaults[name] = value
     ctx.default_map = defaults
 
@@ -244,7 +262,10 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
                 show.show_export(console, export, manifest)
             return
         tensors = _window(export, window)
-        tokenizer = load_tokenizer(manifest.tokenizer["name"])
+        name = manifest.tokenizer["name"]
+        if name not in ENCODINGS:
+            raise ExportError(f"{export} was made with the tokenizer {name!r}, which is not known")
+        tokenizer = load_tokenizer(name)
         if tokenizer.vocabulary_sha256 != manifest.tokenizer["vocabulary_sha256"]:
             raise TokenizerError(
                 f"{export} was made with another vocabulary under the name {tokenizer.name}"
@@ -284,9 +305,10 @@ def verify_command(export: Path, sample: int | None, quiet: bool, as_json: bool)
         raise ExportError(f"{export}: {shown}" + (f"; and {more} more" if more > 0 else ""))
     if not quiet and not as_json:
         sized = readable(findings.bytes)
-        click.echo(f"{export}: {findings.files} files, {sized}, all as they were written")
+        shown = printable(str(export))
+        click.echo(f"{shown}: {findings.files} files, {sized}, all as they were written")
         if windows:
-            click.echo(f"{export}: {len(windows)} windows recomputed, all as they should be")
+            click.echo(f"{shown}: {len(windows)} windows recomputed, all as they should be")
 
 
 @cli.command("expand", short_help="Turn a compact export into a full one.")
@@ -310,7 +332,7 @@ def expand_command(
 @argument("corpus", nargs=-1, type=SafePath(path_type=Path))
 @option(
     "--d-model",
-    type=click.IntRange(1),
+    type=COUNT,
     multiple=True,
     default=(64, 768),
     show_default=True,
@@ -318,20 +340,18 @@ def expand_command(
 )
 @option(
     "--heads",
-    type=click.IntRange(1),
+    type=COUNT,
     show_default="one for each 64 of the width",
     help="Query and key/value heads.",
 )
 @option(
     "--context-length",
-    type=click.IntRange(1),
+    type=COUNT,
     default=1024,
     show_default=True,
     help="Tokens in a window, T.",
 )
-@option(
-    "--tokens", type=click.IntRange(1), default=65536, show_default=True, help="Tokens in a round."
-)
+@option("--tokens", type=COUNT, default=65536, show_default=True, help="Tokens in a round.")
 @option(
     "--dtype",
     type=Choice(list(DTYPES)),
@@ -343,7 +363,7 @@ def expand_command(
 @option("--tf32", is_flag=True, help="On a GPU, float32 products on TF32 tensor cores.")
 @option(
     "--rounds",
-    type=click.IntRange(1),
+    type=COUNT,
     default=5,
     show_default=True,
     help="Rounds; each times every way.",
@@ -445,7 +465,10 @@ def _mend_streams() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    line = printable(" ".join(message.split()))
+    if len(line) > MAX_MESSAGE:
+        line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
+    click.echo(f"Error: {line}", err=True)
 
 
 def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> None:
@@ -458,6 +481,8 @@ def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> No
 def _print_json(value: Any) -> None:
     unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
     text = json.dumps(value, indent=1, ensure_ascii=not unicode, default=str)
+    # Such characters stand in strings only, where JSON has the same escape for them.
+    text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
     click.echo(text.encode("utf-8", "backslashreplace").decode())
 
 

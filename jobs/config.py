@@ -69,8 +69,8 @@ class JobConfig:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is less than {bound}")
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed {self.seed} is not below 2^63")
+            if value is not None and value >= 2**63:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is not below 2^63")
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype} is not one of {', '.join(DTYPES)}")
         for name in self.export:
@@ -98,11 +98,13 @@ class JobConfig:
             if self.weights is not None:
                 raise ConfigError("--vocab-size has no effect with --weights; leave it out")
             number = self.vocab_size.isascii() and self.vocab_size.isdigit()
+            number = number and len(self.vocab_size) <= 18
             if self.vocab_size not in ("encoding", "corpus") and not (
                 number and int(self.vocab_size) > 0
             ):
                 raise ConfigError(
-                    f"--vocab-size {self.vocab_size} is not encoding, corpus or a number above 0"
+                    f"--vocab-size {self.vocab_size} is not encoding, corpus or a number above 0 "
+                    "of 18 digits at most"
                 )
         if self.weights is None:
             d_model, heads, kv_heads = self.seeded_widths

@@ -7,7 +7,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+from exporters.errors import ExportError
+from exporters.safefile import open_regular
 from jobs.errors import CorpusError
 
 READ_BYTES = 1 << 20
@@ -16,11 +19,16 @@ REPLACEMENT = "�"
 
 @dataclass(frozen=True)
 class TextFile:
-    """A document on disk and its name in the manifest, which does not say where the corpus lay."""
+    """A document on disk and its name in the manifest, which does not say where the corpus lay.
+
+    Its size, time of change and inode are those of when it was found.
+    """
 
     path: Path
     name: str
     bytes: int
+    modified_ns: int
+    inode: int
 
 
 @dataclass(frozen=True)
@@ -74,16 +82,20 @@ def read_text(file: TextFile, errors: str, record: TextRecord) -> Iterator[str]:
 
     Raises:
         CorpusError: if the file cannot be read, has no text, is binary (holds a NUL byte), or is
-            not UTF-8 and `errors` is "strict"; with the byte offset.
+            not UTF-8 and `errors` is "strict", with the byte offset; or if it is not as it was
+            when it was found.
     """
     held = b""
     characters = 0
     offset = 0  # of the first byte of `held` in the file
     try:
-        with file.path.open("rb") as stream:
+        with open_regular(file.path) as stream:
+            _check_unchanged(file, stream, file.bytes)
             while True:
                 block = stream.read(READ_BYTES)
                 record.bytes += len(block)
+                if not block or record.bytes > file.bytes:
+                    _check_unchanged(file, stream, record.bytes)
                 record.digest.update(block)
                 if (place := block.find(b"\0")) >= 0:
                     raise CorpusError(
@@ -108,6 +120,8 @@ def read_text(file: TextFile, errors: str, record: TextRecord) -> Iterator[str]:
             f"{file.path} is not UTF-8: byte {offset + error.start} is "
             f"0x{error.object[error.start]:02x}; mend it or give --text-errors replace"
         ) from error
+    except ExportError as error:
+        raise CorpusError(str(error)) from error
     except OSError as error:
         raise CorpusError(f"{file.path} could not be read: {error.strerror}") from error
     if characters == 0:
@@ -118,17 +132,31 @@ def _files_below(folder: Path) -> tuple[list[Path], int]:
     """The .txt files below a folder, sorted by their parts, and the number of other files."""
     found: list[Path] = []
     others = 0
-
-    def refuse(error: OSError) -> None:
-        raise CorpusError(f"{error.filename} could not be read: {error.strerror}") from error
-
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [name for name in names if not name.startswith(".")]
-        texts = [name for name in visible if name.endswith(".txt")]
-        found += [Path(place, name) for name in texts]
-        others += len(visible) - len(texts)
+    places = [folder]
+    while places:  # os.walk calls itself for each folder, and Python ends that at a depth of 1000
+        place = places.pop()
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        places += [] if entry.is_symlink() else [Path(entry.path)]
+                    elif entry.name.endswith(".txt"):
+                        found.append(Path(entry.path))
+                    else:
+                        others += 1
+        except OSError as error:
+            raise CorpusError(f"{place} could not be read: {error.strerror}") from error
     return sorted(found, key=lambda path: path.relative_to(folder).parts), others
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or a link to one; a link to nothing or to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _text_file(path: Path, name: str) -> TextFile:
@@ -144,4 +172,15 @@ def _text_file(path: Path, name: str) -> TextFile:
         raise CorpusError(f"{path} is empty; remove it or leave it out")
     # A name on disk need not be text; what is not UTF-8 in it is shown as \\xNN.
     readable = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return TextFile(path, readable, status.st_size)
+    return TextFile(path, readable, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _check_unchanged(file: TextFile, stream: BinaryIO, read: int) -> None:
+    """Raise CorpusError unless an open file is the one that was found, `read` bytes long."""
+    status = os.fstat(stream.fileno())
+    now = (status.st_size, status.st_mtime_ns, status.st_ino)
+    if now != (file.bytes, file.modified_ns, file.inode) or read != file.bytes:
+        raise CorpusError(
+            f"{file.path} changed since it was found with {file.bytes} bytes; "
+            "run again when nobody writes to it"
+        )

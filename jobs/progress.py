@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jobs.printable import printable
+
 LINE_SECONDS = 30.0
 
 Advance = Callable[[int], None]
@@ -39,7 +41,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """One line that matters: a choice and its reason, something skipped or counted."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:

@@ -10,11 +10,13 @@ from rich.text import Text
 from torch import Tensor
 
 from exporters.contents import exported_tensors
+from exporters.errors import ExportError
 from exporters.manifest import Manifest
 from exporters.reading import open_stream
 from exporters.space import readable
 from jobs.bench import BenchResult
 from jobs.endtoend import EndToEnd
+from jobs.printable import printable
 from jobs.tokenizer import Tokenizer
 
 EDGE_ROWS = 5  # rows and columns that are shown at each end of a long table
@@ -23,11 +25,12 @@ EDGE_COLUMNS = 3
 
 def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
     """Names and values, one a line; sizes in bytes become readable."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    heading = Text(printable(title), style="table.title")
+    table = Table(title=heading, title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(name.replace("_", " "), Text(_value(name, value)))
+        table.add_row(name.replace("_", " "), Text(printable(_value(name, value))))
     console.print(table)
 
 
@@ -78,7 +81,7 @@ def show_export(console: Console, root: Path, manifest: Manifest) -> None:
     for entry in manifest.files:
         last = entry.first + entry.count - 1
         holds = f"{entry.kind} {entry.first} to {last}" if entry.count else entry.kind
-        table.add_row(entry.name, readable(entry.bytes), holds)
+        table.add_row(Text(entry.name), readable(entry.bytes), holds)
     console.print(table)
 
 
@@ -101,15 +104,19 @@ def window_record(
     length = manifest.windows["context_length"]
     stream = open_stream(root, manifest)
     start = int(tensors["window_start"])
+    if start < 0 or start + length >= stream.tokens:
+        raise ExportError(f"{root}: window {index} begins beyond its {stream.tokens} tokens")
     ids = stream.read(start, start + length + 1).tolist()
     documents = stream.documents(start, start + length).tolist()
+    names = [file["name"] for file in manifest.corpus["files"]]
+    if not all(0 <= document < len(names) for document in documents):
+        raise ExportError(f"{root}: window {index} is of a document that the manifest lacks")
     decode = tokenizer.encoding.decode
     return {
         "window": index,
         "start": start,
         "documents": [
-            {"index": index, "name": manifest.corpus["files"][index]["name"]}
-            for index in sorted(set(documents))
+            {"index": document, "name": names[document]} for document in sorted(set(documents))
         ],
         "input_ids": ids[:-1],
         "target_ids": ids[1:],

@@ -1,5 +1,6 @@
 """The token stage: documents -> one stream of ids, counted on the way."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from exporters.tokens import IdSet
 from jobs.config import JobConfig
-from jobs.corpus import Corpus, TextRecord, read_text
+from jobs.corpus import Corpus, TextFile, TextRecord, read_text
+from jobs.errors import CorpusError, TokenizerError
 from jobs.progress import Reporter
 from jobs.tokenizer import Tokenizer, encode
 
@@ -71,7 +73,7 @@ def tokenise(
         files: records of the first files, whose tokens the sink has; those of others are added.
 
     Raises:
-        CorpusError: if a document cannot be read.
+        CorpusError: if a document cannot be read or encoded.
     """
     separator = np.array([tokenizer.end_of_text])
     files = [] if files is None else files
@@ -83,7 +85,7 @@ def tokenise(
                 sink.append(separator)
             sink.start_document()
             before, advanced = sink.tokens, 0
-            for ids in encode(tokenizer, read_text(file, config.text_errors, record)):
+            for ids in _encode(file, config, tokenizer, record):
                 sink.append(ids)
                 advance(record.bytes - advanced)
                 advanced = record.bytes
@@ -110,3 +112,13 @@ def totals_of(config: JobConfig, files: list[dict[str, Any]], seen: IdSet) -> To
         replaced_sequences=sum(file["replaced_sequences"] for file in files),
         files=tuple(files),
     )
+
+
+def _encode(
+    file: TextFile, config: JobConfig, tokenizer: Tokenizer, record: TextRecord
+) -> Iterator[NDArray[Any]]:
+    """The ids of one document, stretch by stretch."""
+    try:
+        yield from encode(tokenizer, read_text(file, config.text_errors, record))
+    except TokenizerError as error:
+        raise CorpusError(f"{file.path} holds, before byte {record.bytes}, {error}") from error

@@ -50,6 +50,12 @@ def test_a_header_of_our_own(tmp_path: Path) -> None:
         pytest.param({"a": entry(shape=[2])}, b"1234", "needs 8", id="wrong-size"),
         pytest.param({"a": entry(shape=[-1], offsets=[0, -4])}, b"", "whole", id="negative"),
         pytest.param({"a": entry(shape=[0, 2**70], offsets=[0, 0])}, b"", "whole", id="huge"),
+        pytest.param(
+            {"a": entry(shape=[2**62, 2**62, 0], offsets=[0, 0])}, b"", "beyond", id="overflow"
+        ),
+        pytest.param(
+            {"a": entry(shape=[1] * 65)}, b"1234", "65 dimensions", id="dimensions"
+        ),
         pytest.param({"a": entry(shape=[True])}, b"1234", "whole", id="bool"),
         pytest.param({"a": entry(shape=["1"])}, b"1234", "whole", id="text-shape"),
         pytest.param({"a": entry(dtype="F99")}, b"1234", "F99", id="dtype"),

@@ -422,7 +422,7 @@ def test_of_two_jobs_on_one_out_one_is_refused(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not (out / ".work/lock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        other = corpus(tmp_path / "other")
+        other = write_corpus(tmp_path / "other", a=TEXT)
         second = qkvmill("run", other, "--out", out, *SMALL, "--overwrite")
         assert second.status == 1
         assert_one_line(second.stderr, f"--out {out} is being written by process {first.pid} on")

@@ -1,6 +1,8 @@
 import codecs
 import hashlib
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,79 @@ def test_paths_that_cannot_be_a_corpus_are_named(tmp_path: Path) -> None:
         with pytest.raises(CorpusError, match=reason) as error:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
+
+
+def appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def rewritten(path: Path) -> None:
+    path.write_bytes(b"y" * path.stat().st_size)
+
+
+def exchanged(path: Path) -> None:
+    kept = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    other.replace(path)
+
+
+def shortened(path: Path) -> None:
+    os.truncate(path, 9)
+
+
+# Of a file that is exchanged while it is read, the one that was found is read to its end.
+@pytest.mark.parametrize(
+    ("change", "blocks"),
+    [
+        *[(change, 0) for change in (appended, rewritten, exchanged, shortened, Path.touch)],
+        *[(change, 1) for change in (appended, rewritten, shortened, Path.touch)],
+    ],
+)
+def test_a_file_that_changes_after_it_was_found_is_named(
+    tmp_path: Path, change: Callable[[Path], None], blocks: int
+) -> None:
+    path = write_corpus(tmp_path, a="x" * (3 * READ_BYTES)) / "a.txt"
+    os.utime(path, (1, 1))
+    (file,) = find_files([path]).files
+    text = read_text(file, "strict", TextRecord())
+    for _ in range(blocks):
+        next(text)
+    change(path)
+    with pytest.raises(CorpusError, match=r"a\.txt changed since .* when nobody writes to it"):
+        list(text)
+
+
+def test_a_file_that_grows_without_end_is_not_followed(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path, a="x" * READ_BYTES) / "a.txt"
+    (file,) = find_files([path]).files
+    text = read_text(file, "strict", TextRecord())
+    next(text)
+    with path.open("ab") as growing:
+        growing.truncate(1 << 40)  # a hole: more than could be read
+    with pytest.raises(CorpusError, match="changed since"):
+        list(text)
+
+
+def test_a_fifo_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path, a="text") / "a.txt"
+    (file,) = find_files([path]).files
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CorpusError, match="not a regular file"):
+        list(read_text(file, "strict", TextRecord()))
+
+
+def test_folders_may_be_nested_deeper_than_calls_may(tmp_path: Path) -> None:
+    deepest = str(tmp_path / "corpus")
+    for _ in range(1200):
+        os.mkdir(deepest)
+        deepest += "/d"
+    os.mkdir(deepest)
+    Path(deepest, "a.txt").write_text("text")
+    try:
+        assert len(find_files([tmp_path / "corpus"]).files) == 1
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "corpus"], check=True)

@@ -117,7 +117,22 @@ def test_text_that_looks_special_is_ordinary(name: str) -> None:
 
 TROUBLE = st.text(
     st.one_of(
-        st.sampled_from([*list("ab Z9_.\n\r\t/'’-!   "), "\n", "\n", " ", "s", "T", "雪", "é", "́"]),
+        st.sampled_from(
+            [
+                *list("ab Z9_.\n\r\t/'’-!   "),
+                "\n",
+                "\n",
+                " ",
+                "s",
+                "T",
+                "雪",
+                "é",
+                "́",
+                "。",
+                "，",
+                "、",
+            ]
+        ),
         st.characters(exclude_categories=["Cs"]),
     ),
     max_size=60,
@@ -161,6 +176,44 @@ def test_a_document_in_pieces_gives_the_ids_of_the_whole(
         pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
         ids = np.concatenate(list(encode(tokenizer, pieces)))
         assert np.array_equal(encode_text(tokenizer, text), ids)
+
+
+def test_chinese_without_a_newline_is_cut_before_its_commas_and_full_stops() -> None:
+    tokenizer = loaded("cl100k_base")
+    text = "小沈阳江西演唱会，邀请沈春。" * 60_000
+    stretches = list(encode(tokenizer, [text[i : i + 50_000] for i in range(0, len(text), 50_000)]))
+    assert len(stretches) > 2
+    assert np.array_equal(encode_text(tokenizer, text), np.concatenate(stretches))
+
+
+def test_text_without_a_safe_place_beyond_the_limit_is_refused_before_it_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizers, "LONGEST", 1 << 20)
+    tokenizer = loaded("cl100k_base")
+    taken = 0
+
+    def pieces(start: str) -> Iterator[str]:
+        nonlocal taken
+        yield start
+        while True:
+            taken += 1
+            yield "a" * 50_000
+
+    for start in ("", "one two"):
+        with pytest.raises(TokenizerError, match="1,048,576 characters without a place to cut"):
+            list(encode(tokenizer, pieces(start)))
+        assert taken < 25
+        taken = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("o200k_base", " " * 10**6), ("cl100k_base", " " * 10**6 + "a"), ("gpt2", " " * 10**6 + "a")],
+)
+def test_what_tiktoken_gives_up_on_is_an_error(name: str, text: str) -> None:
+    with pytest.raises(TokenizerError, match=f"a run of white space too long for {name}"):
+        encode_text(loaded(name), text)
 
 
 def test_text_without_a_safe_place_is_kept_whole_at_linear_cost() -> None:
