@@ -15,12 +15,12 @@ def make_folder(path: Path) -> None:
 
 def create(path: Path) -> FileIO:
     """Open a new or emptied file for writing, unbuffered; its mode is as the umask says."""
-    return FileIO(path, "w")
+    return FileIO(path, "w", opener=_opened)
 
 
 def open_end(path: Path) -> FileIO:
     """Open a file to write at its end, unbuffered."""
-    return FileIO(path, "a")
+    return FileIO(path, "a", opener=_opened)
 
 
 def write(file: FileIO, data: memoryview) -> int:
@@ -60,3 +60,8 @@ def remove(path: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Remove an empty folder."""
     path.rmdir()
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open for writing, but neither through a link nor by waiting for a FIFO's reader."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

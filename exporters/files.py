@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporters import disk
 from exporters.errors import ExportError
+from exporters.safefile import open_regular
 
 HASH_BLOCK = 1 << 20  # bytes
 
@@ -109,6 +110,7 @@ def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> st
     """The SHA-256 of a file, in plain reads of bounded size; `advance` is told of each.
 
     Raises:
+        ExportError: if it is no regular file.
         OSError: if the file cannot be read.
     """
     digest = hashlib.sha256()
@@ -128,7 +130,7 @@ def not_written(path: Path, error: OSError) -> ExportError:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(HASH_BLOCK):
             yield block
 

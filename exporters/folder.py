@@ -25,6 +25,7 @@ from exporters.journal import (
     start_journal,
 )
 from exporters.manifest import FORMAT, MANIFEST, FileEntry
+from exporters.safefile import open_regular
 from exporters.strays import HOLDER, LOCK, WORK, remove_strays, remove_work
 from kernels.errors import QkvmillError
 
@@ -98,6 +99,8 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
     """
     fingerprint = json.loads(json.dumps(fingerprint))
     check_claim(root, overwrite=overwrite)
+    if (root / WORK).is_symlink():
+        raise ExportError(f"--out {root / WORK} is a link; remove it or give another folder")
     lock = FileLock(root / LOCK)
     try:
         make_folders(root / WORK)
@@ -234,15 +237,17 @@ def _is_whole(root: Path, entry: FileEntry, advance: Callable[[int], None]) -> b
     """Whether a file is there, reached through no link, with the bytes that were written."""
     path = root / entry.name
     try:
-        plain = path.resolve() == root.resolve() / entry.name and path.is_file()
-        if plain and path.stat().st_size == entry.bytes:
+        own = os.path.join(os.path.realpath(root), entry.name)
+        if os.path.realpath(path) == own and path.stat().st_size == entry.bytes:
             return sha256_of(path, advance) == entry.sha256
-    except OSError:
+    except (OSError, ExportError):
         pass
     return False
 
 
 def _say_who_holds(root: Path) -> None:
+    if os.path.lexists(root / HOLDER):  # perhaps a stranger's link or FIFO
+        disk.remove(root / HOLDER)
     since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
     with disk.create(root / HOLDER) as file:
         text = f"process {os.getpid()} on {socket.gethostname()} since {since}"
@@ -252,12 +257,17 @@ def _say_who_holds(root: Path) -> None:
 def _holder(root: Path) -> str:
     """Who holds the lock, as it said itself."""
     try:
-        return (root / HOLDER).read_text("utf-8") or "another job"
-    except (OSError, UnicodeDecodeError):
+        with open_regular(root / HOLDER) as file:
+            return file.read(200).decode() or "another job"
+    except (OSError, ExportError, UnicodeDecodeError):
         return "another job"
 
 
 def _is_ours(manifest: Path) -> bool:
     """Whether a manifest.json is the start of one of ours; its version may be another."""
-    with manifest.open("rb") as file:
+    try:
+        file = open_regular(manifest)
+    except (OSError, ExportError):
+        return False
+    with file:
         return f'"format": "{FORMAT}"'.encode() in file.read(200)

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ def main() -> None:
     gc.disable()
     # Until the command line takes it, an interrupt ends the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("Error: the working folder is gone; change to one that is there")
     root = Path(__file__).resolve().parent.parent
     for name in ("kernels", "exporters"):
         package = importlib.import_module(name)

@@ -17,6 +17,7 @@ from exporters.manifest import (
     read_manifest,
 )
 from exporters.reading import open_source
+from exporters.safefile import own_file
 from exporters.space import check_space
 from exporters.strays import bytes_at
 from jobs.compute import write_shards
@@ -99,7 +100,7 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
 
 def _check_or_copy(source: Path, work: Work, entry: FileEntry, *, copied: bool) -> None:
     """Read a file of the compact export once: against its hash, and to out where it goes there."""
-    path = source / entry.name
+    path = own_file(source, entry.name)
     try:
         sha256 = copy(path, work.root, entry.name).sha256 if copied else sha256_of(path)
     except OSError as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from exporters.errors import ExportError
 from exporters.files import FileRecord, sha256_of
 from exporters.folder import Work
 from exporters.manifest import FileEntry
@@ -72,6 +73,8 @@ def changed_file(corpus: Corpus, files: list[dict[str, Any]], reporter: Reporter
             try:
                 if sha256_of(file.path, advance) != record["sha256"]:
                     return file.path
+            except ExportError as error:
+                raise CorpusError(str(error)) from error
             except OSError as error:
                 raise CorpusError(f"{file.path} could not be read: {error.strerror}") from error
     return None

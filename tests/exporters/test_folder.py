@@ -29,6 +29,11 @@ def finish(work: Work, name: str, data: bytes = b"data") -> None:
     work.journal.add_file(entry)
 
 
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def kept_after(work: Work) -> list[str]:
     """What the next claim keeps."""
     work.lock.release()
@@ -78,6 +83,8 @@ def test_what_the_journal_names_is_kept_and_strays_go(tmp_path: Path) -> None:
         pytest.param(lambda path: path.unlink(), id="gone"),
         pytest.param(lambda path: (path.rename("elsewhere"), path.symlink_to("x")), id="link"),
         pytest.param(lambda path: (path.unlink(), path.mkdir()), id="folder"),
+        pytest.param(fifo, id="fifo"),
+        pytest.param(lambda path: (path.unlink(), path.symlink_to(path)), id="circle"),
     ],
 )
 def test_a_file_that_is_not_as_it_was_written_is_not_kept(
@@ -192,6 +199,38 @@ def test_a_link_in_place_of_our_folder_is_not_followed(tmp_path: Path) -> None:
     check_kept(claim(root, JOB, overwrite=False), lambda _: None)
     assert not (root / "shards").exists()
     assert (outside / "keep.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["holder", "journal", "journal.part", "tables.safetensors.part"])
+def test_nothing_is_written_through_a_link_in_the_work_folder(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    (tmp_path / "out/.work").mkdir(parents=True)
+    (tmp_path / f"out/.work/{name}").symlink_to(outside)
+    finish(claim(tmp_path / "out", JOB, overwrite=False), "shards/a.safetensors")
+    assert outside.read_text() == "mine"
+
+
+def test_a_work_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.work").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ExportError, match=r"out/\.work is a link"):
+        claim(tmp_path / "out", JOB, overwrite=True)
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize("name", ["holder", "journal", "lock"])
+def test_a_fifo_in_the_work_folder_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".work").mkdir()
+    os.mkfifo(tmp_path / ".work" / name)
+    finish(claim(tmp_path, JOB, overwrite=False), "shards/a.safetensors")
+
+
+def test_a_fifo_or_a_circle_of_links_is_no_manifest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(ExportError, match="holds something else"):
+        check_claim(tmp_path, overwrite=True)
 
 
 def test_space_is_checked_where_the_folder_will_be(

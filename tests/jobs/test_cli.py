@@ -482,6 +482,18 @@ def test_a_signal_stops_a_job_which_says_so_and_goes_on(
     succeed("verify", out)
 
 
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone}; exec {sys.executable} -m jobs --version"
+    done = subprocess.run(
+        command, shell=True, cwd=gone, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "Error: the working folder is gone; change to one that is there\n"
+
+
 def test_an_interrupt_while_it_starts_is_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs", "run", str(corpus(tmp_path)), "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,6 +1,7 @@
 """Compact exports through the command line: their size, and what they expand to."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -158,6 +159,22 @@ def test_a_missing_file_is_named_and_nothing_is_left(
     result = qkvmill("expand", compact, "--out", tmp_path / "full")
     assert result.status == 1
     assert f"{name}.safetensors could not be read: No such file" in result.stderr
+    assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize("name", ["tables", "tokens/tokens-00001"])
+def test_a_fifo_or_a_link_out_of_a_compact_export_is_refused(
+    tmp_path: Path, compact: Path, name: str
+) -> None:
+    path = compact / f"{name}.safetensors"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    result = qkvmill("expand", compact, "--out", tmp_path / "full")
+    assert (result.status, "is a link that leads out" in result.stderr) == (1, True)
+    path.unlink()
+    os.mkfifo(path)
+    result = qkvmill("expand", compact, "--out", tmp_path / "full")
+    assert (result.status, "is not a regular file" in result.stderr) == (1, True)
     assert not (tmp_path / "full").exists()
 
 
