@@ -1,8 +1,9 @@
 """Mutated files of ours: whatever is in them, only errors that are declared come out.
 
-Each target runs for half of QKVMILL_FUZZ_SECONDS, 20 where it is not set. Hypothesis makes a
-failure as small as it can, and prints `@reproduce_failure('VERSION', b'TEXT')`; with that TEXT in
-QKVMILL_FUZZ_FAILURE a test repeats it alone.
+Each target runs for half of QKVMILL_FUZZ_SECONDS, 20 where it is not set, from the seed
+QKVMILL_FUZZ_SEED on, 0 where it is not set. Hypothesis makes a failure as small as it can, and
+prints `@reproduce_failure('VERSION', b'TEXT')`; with that TEXT in QKVMILL_FUZZ_FAILURE a test
+repeats it alone.
 """
 
 import json
@@ -12,13 +13,14 @@ import struct
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, given, reproduce_failure, settings
+from hypothesis import HealthCheck, given, reproduce_failure, seed, settings
 from hypothesis import strategies as st
 
 from exporters.layerfile import load_layer, save_layer
@@ -31,6 +33,7 @@ from tests.helpers import random_layer, succeed, write_corpus
 
 LENGTH = ("--context-length", 16)
 SECONDS = float(os.environ.get("QKVMILL_FUZZ_SECONDS", "20")) / 2
+SEED = int(os.environ.get("QKVMILL_FUZZ_SEED", "0"))
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 0.5, -0.0, 1e308, 2**31, 2**31 - 1, 2**40, 2**53, 2**62, 2**63,
     2**64, 10**30, 10**400, "", "x", "0", "\0", "\ud800", "\x1b[31m", "../x.safetensors",
@@ -232,8 +235,10 @@ def fuzz(check: Callable[[Random], None]) -> None:
     if text := os.environ.get("QKVMILL_FUZZ_FAILURE"):
         test = reproduce_failure(hypothesis.__version__, text.encode())(test)
     end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        test()
+    for number in count(SEED):
+        seed(number)(test)()
+        if time.monotonic() > end:
+            break
 
 
 @pytest.fixture(scope="module")
