@@ -9,7 +9,6 @@ from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES
 
 KINDS = ("tokens", "windows", "weights", "tables")
-LAYOUTS = ("bhtd", "bthd")
 
 
 def contradictions(manifest: Manifest) -> list[str]:
@@ -17,8 +16,6 @@ def contradictions(manifest: Manifest) -> list[str]:
     problems = []
     if len({entry.name for entry in manifest.files}) < len(manifest.files):
         problems.append(f"{MANIFEST}: a file stands in it twice")
-    if manifest.job["layout"] not in LAYOUTS:
-        problems.append(f"{MANIFEST}: its layout is {manifest.job['layout']!r}, none of {LAYOUTS}")
     problems += [
         f"{entry.name}: is of the kind {entry.kind!r}, not {', '.join(KINDS)}"
         for entry in manifest.files
@@ -55,7 +52,7 @@ def _reach(manifest: Manifest) -> list[str]:
     windows, tokens = manifest.windows, manifest.tokens["count"]
     count, length, stride = windows["count"], windows["context_length"], windows["stride"]
     steps = 0 if stride is None else (count - 1) * stride
-    if min(count, length, 1 if stride is None else stride) < 1 or steps + length + 1 > tokens:
+    if steps + length + 1 > tokens:
         return [
             f"{MANIFEST}: {count} windows of {length} tokens, {stride or 'any number'} apart, "
             f"do not lie in {tokens} tokens"

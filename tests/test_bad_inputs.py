@@ -460,7 +460,7 @@ EXPORTS: list[Case] = [
     ("manifest-link", lambda p: ["open", linked_out(p, full(p), "manifest.json")], 1, "leads out"),
     ("manifest-loop", lambda p: [
         "verify", swapped(full(p), "manifest.json", lambda f: f.symlink_to(f.name))
-    ], 1, "Too many levels"),
+    ], 1, "is a link, not a file of the export"),
     ("manifest-deep", lambda p: ["inspect", manifest_text(full(p), "[" * 99_999)], 1, "not JSON"),
     ("manifest-digits", lambda p: ["open", manifest_text(full(p), "9" * 9999)], 1, "not JSON"),
     ("manifest-nan", lambda p: ["open", manifest_text(full(p), "NaN")], 1, "NaN is no number"),
@@ -488,7 +488,7 @@ EXPORTS: list[Case] = [
      "[/b].safetensors"),
     ("name-long", lambda p: [
         "verify", manifest(full(p), "files.0.name", "n" * 999 + ".safetensors")
-    ], 1, "safetensors: missing"),
+    ], 1, "safetensors with the hash in manifest.json"),
     *[
         (f"{command}-{place}-{label}",
          lambda p, command=command, place=place, value=value: [
@@ -576,7 +576,7 @@ EXPORTS: list[Case] = [
         "inspect", swapped(full(p), "shards/*", os.mkfifo), "--window", 0
     ], 1, "is not a regular file"),
     ("shard-fifo-verified", lambda p: ["verify", swapped(full(p), "shards/*", os.mkfifo)], 1,
-     "missing"),
+     "is a special file, not a file"),
     ("shard-folder", lambda p: ["open", swapped(full(p), "shards/*", os.mkdir)], 1,
      "is not a regular file"),
     ("shard-linked-out", lambda p: ["open", linked_out(p, full(p), "shards/*")], 1, "leads out"),
