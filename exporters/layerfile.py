@@ -4,7 +4,10 @@ Tensors carry the names of kernels.layer.TENSOR_NAMES; what is absent is absent 
 The scalars are one JSON object under the metadata key "qkvmill", every key optional:
 
     {"heads": 12, "kv_heads": 12, "norm": "none" | "layernorm" | "rmsnorm", "eps": 1e-5,
-     "positions": "sinusoidal" | "learned" | "none", "embedding_scale": 1.0}
+     "norm_offset": 0.0, "positions": "sinusoidal" | "learned" | "rope" | "none",
+     "rotary_interleaved": false, "embedding_scale": 1.0}
+
+All tensors are of one dtype but rotary.cos and rotary.sin, which are float32.
 """
 
 import json
@@ -20,10 +23,18 @@ from exporters.files import FileRecord
 from exporters.safefile import Header, read_header
 from exporters.shards import record_of, write_tensors
 from kernels.errors import LayerError
-from kernels.layer import TENSOR_NAMES, FirstLayer, Positions, position_table
+from kernels.layer import (
+    ANGLES,
+    TENSOR_NAMES,
+    FirstLayer,
+    Positions,
+    position_table,
+    rotary_table,
+)
 
 METADATA_KEY = "qkvmill"
 REQUIRED = ("embedding.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
+SCALARS = ("eps", "norm_offset", "rotary_interleaved", "embedding_scale")
 FLOATS = ("float32", "bfloat16", "float16")
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -45,7 +56,9 @@ def _metadata(layer: FirstLayer) -> tuple[str, str]:
         "kv_heads": layer.kv_heads,
         "norm": layer.norm,
         "eps": layer.eps,
+        "norm_offset": layer.norm_offset,
         "positions": layer.positions,
+        "rotary_interleaved": layer.rotary_interleaved,
         "embedding_scale": layer.embedding_scale,
     }
     return METADATA_KEY, json.dumps(scalars, sort_keys=True)
@@ -63,8 +76,8 @@ def load_layer(
     """Read a layer from a safetensors file in our own names, for windows of context_length tokens.
 
     The numbers that are given must agree with the file; heads must be given where the file's
-    metadata does not say them. `positions` overrides the file: "sinusoidal" computes the table,
-    "none" leaves it out.
+    metadata does not say them. `positions` overrides the file: "sinusoidal" and "rope" compute
+    the table, "none" leaves it out.
 
     Raises:
         WeightsError: if the file is not safetensors, or its tensors are missing, unknown, of wrong
@@ -99,40 +112,65 @@ def load_layer(
             f"--weights {path} has norm.weight, but its metadata does not say whether the norm is "
             f'layernorm or rmsnorm; store it as {METADATA_KEY} = {{"norm": ...}}'
         )
-    table = tensors.get("position.weight")
-    kind: Positions = scalars.get("positions") or ("none" if table is None else "learned")
-    if kind == "none" and table is not None:
-        raise WeightsError(f"--weights {path} has position.weight, but its metadata says none")
-    if positions is not None and positions != kind:
-        kind, table = positions, None
-    if kind == "none":
-        table = None
-    elif table is None:
-        table = position_table(kind, context_length, tensors["embedding.weight"].shape[-1])
-        if table is None:
-            raise WeightsError(f"--weights {path} has no position.weight, so none was learned")
-    elif table.ndim == 2 and table.shape[0] < context_length:
-        raise WeightsError(
-            f"--weights {path} has positions for {table.shape[0]} tokens, fewer than the context "
-            f"length {context_length}; give --context-length {table.shape[0]} or less"
-        )
-
     fields = {field: tensors.get(name) for field, name in TENSOR_NAMES.items()}
-    fields["position"] = None if table is None else table[:context_length]
     try:
+        kind = _place(path, fields, scalars.get("positions"), positions, context_length, heads)
         return FirstLayer(
             **fields,  # type: ignore[arg-type]
             heads=heads,
             kv_heads=stated or heads,
             norm=scalars.get("norm", "none"),
             positions=kind,
-            eps=scalars.get("eps", 1e-5),
-            embedding_scale=scalars.get("embedding_scale", 1.0),
+            **{name: scalars[name] for name in SCALARS if name in scalars},
         )
     except LayerError as error:
         grouped = stated is None and "k_proj.weight has" in str(error)
         hint = "; if its heads are grouped, give --kv-heads" if grouped else ""
         raise WeightsError(f"--weights {path}: {error}{hint}") from error
+
+
+def _place(
+    path: Path,
+    fields: dict[str, Tensor | None],
+    stated: Positions | None,
+    asked: Positions | None,
+    context_length: int,
+    heads: int,
+) -> Positions:
+    """The kind of positions; `fields` then hold its tables, for windows of context_length tokens.
+
+    Args:
+        stated: by the file's metadata.
+        asked: instead of the file's own.
+
+    Raises:
+        WeightsError: if there is no such table, or it has too few positions.
+        LayerError: if heads cannot turn.
+    """
+    held: Positions = "none" if fields["position"] is None else "learned"
+    stored = stated or ("rope" if fields["rotary_cos"] is not None else held)
+    if stored == "none" and held != "none":
+        raise WeightsError(f"--weights {path} has position.weight, but its metadata says none")
+    kind = asked or stored
+    if kind != stored:
+        fields |= dict.fromkeys(("position", *ANGLES))
+    if kind == "learned" and fields["position"] is None:
+        raise WeightsError(f"--weights {path} has no position.weight, so none was learned")
+    if kind == "sinusoidal" and fields["position"] is None:
+        d_model = fields["embedding"].shape[-1]  # type: ignore[union-attr]
+        fields["position"] = position_table(kind, context_length, d_model)
+    if kind == "rope" and fields["rotary_cos"] is None and fields["rotary_sin"] is None:
+        rotary = rotary_table(context_length, len(fields["q_weight"]) // heads)  # type: ignore[arg-type]
+        fields |= {"rotary_cos": rotary.cos, "rotary_sin": rotary.sin}
+    for field in ("position", *ANGLES):
+        table = fields[field]
+        if table is not None and len(table) < context_length:
+            raise WeightsError(
+                f"--weights {path} has positions for {len(table)} tokens, fewer than the "
+                f"context length {context_length}; give --context-length {len(table)} or less"
+            )
+        fields[field] = None if table is None else table[:context_length]
+    return kind
 
 
 def _is_pickle(path: Path) -> bool:
@@ -154,12 +192,16 @@ def _check_names(path: Path, header: Header) -> None:
             raise WeightsError(f"--weights {path} holds {name!r}, which is none of {names}")
         if entry.dtype not in FLOATS:
             raise WeightsError(f"--weights {path}: {name} is {entry.dtype}, not one of {FLOATS}")
-    for name in ("embedding.weight", "position.weight"):
+    for name in ("embedding.weight", "position.weight", "rotary.cos", "rotary.sin"):
         shape = header.tensors[name].shape if name in header.tensors else (1, 1)
         # A width of a tensor without rows is no size that its file bears out.
         if len(shape) != 2 or 0 in shape:
             raise WeightsError(f"--weights {path}: {name} is not a matrix with rows: {list(shape)}")
-    dtypes = {entry.dtype for entry in header.tensors.values()}
+    angles = {TENSOR_NAMES[field] for field in ANGLES}
+    for name in angles & header.tensors.keys():
+        if header.tensors[name].dtype != "float32":
+            raise WeightsError(f"--weights {path}: {name} is not float32")
+    dtypes = {entry.dtype for name, entry in header.tensors.items() if name not in angles}
     if len(dtypes) > 1:
         raise WeightsError(f"--weights {path} mixes the dtypes {', '.join(sorted(dtypes))}")
 
@@ -176,8 +218,10 @@ def _scalars(path: Path, header: Header) -> dict[str, Any]:
         "heads": _is_count,
         "kv_heads": _is_count,
         "norm": lambda value: value in ("none", "layernorm", "rmsnorm"),
-        "positions": lambda value: value in ("sinusoidal", "learned", "none"),
+        "positions": lambda value: value in ("sinusoidal", "learned", "rope", "none"),
         "eps": lambda value: _is_number(value) and value >= 0,
+        "norm_offset": _is_number,
+        "rotary_interleaved": lambda value: isinstance(value, bool),
         "embedding_scale": _is_number,
     }
     try:

@@ -268,7 +268,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         ),
         **dict.fromkeys(("source", "weights_sha256"), _is_text),
         "norm": _one_of("none", "layernorm", "rmsnorm"),
-        "positions": _one_of("sinusoidal", "learned", "none"),
+        "positions": _one_of("sinusoidal", "learned", "rope", "none"),
         "dtype": _one_of(*DTYPES),
         **dict.fromkeys(("eps", "embedding_scale"), _is_number),
     },

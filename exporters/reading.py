@@ -21,7 +21,8 @@ from exporters.tablefile import TABLES, load_tables
 from exporters.tokens import TokenPart, TokenStream
 from exporters.windows import STARTS, WindowPlan
 from kernels.dispatch import Backend, choose
-from kernels.layer import DTYPES, pack
+from kernels.layer import DTYPES
+from kernels.packed import pack
 
 
 class Export:

@@ -9,7 +9,7 @@ from exporters.tokens import TokenStream
 from exporters.windows import WindowPlan, cut_windows
 from kernels.dispatch import Backend
 from kernels.errors import LayerError
-from kernels.layer import PackedLayer
+from kernels.packed import PackedLayer
 from kernels.tables import Tables
 
 

@@ -4,6 +4,10 @@ token_ids          int32 [U]        ascending; row i of token_table is for token
 token_table        float32 [U, F]   A
 position_table     float32 [T, F]   B; absent where A is finished
 
+where q and k of a finished A turn by rotary positions:
+
+rotary_cos, rotary_sin              float32 [T, R/2]
+
 and where a norm follows the position:
 
 token_features, position_features   float32 [U, d], [T, d]: s E[t] and P[p]
@@ -11,7 +15,8 @@ token_means, position_means         float32 [U], [T]: theirs; only for layernorm
 token_lengths, position_lengths     float32 [U], [T]: of what A and B project
 weight, constant                    float32 [F, d], [F]: W' and c
 
-The scalars are one JSON object under the metadata key "qkvmill": heads, kv_heads, eps.
+The scalars are one JSON object under the metadata key "qkvmill": heads, kv_heads, eps,
+rotary_interleaved.
 """
 
 import json
@@ -27,6 +32,7 @@ from exporters.errors import ExportError
 from exporters.files import FileRecord
 from exporters.safefile import Header, read_header
 from exporters.shards import write_tensors
+from kernels.rotary import Rotary
 from kernels.tables import NormTables, Tables
 
 TABLES = "tables.safetensors"
@@ -40,6 +46,8 @@ def table_tensors(tables: Tables) -> dict[str, Tensor]:
     tensors = {"token_ids": tables.token_ids, "token_table": tables.token_table}
     if tables.position_table is not None:
         tensors["position_table"] = tables.position_table
+    if tables.rotary is not None:
+        tensors |= {"rotary_cos": tables.rotary.cos, "rotary_sin": tables.rotary.sin}
     if tables.norm is not None:
         values = {name: getattr(tables.norm, name) for name in NORM_NAMES}
         tensors |= {name: value for name, value in values.items() if value is not None}
@@ -52,9 +60,11 @@ def save_tables(root: Path, name: str, tables: Tables) -> FileRecord:
     Raises:
         ExportError: if the file cannot be written.
     """
-    scalars: dict[str, int | float] = {"heads": tables.heads, "kv_heads": tables.kv_heads}
+    scalars: dict[str, int | float | bool] = {"heads": tables.heads, "kv_heads": tables.kv_heads}
     if tables.norm is not None:
         scalars["eps"] = tables.norm.eps
+    if tables.rotary is not None:
+        scalars["rotary_interleaved"] = tables.rotary.interleaved
     tensors = {name: tensor.cpu() for name, tensor in table_tensors(tables).items()}
     return write_tensors(root, name, tensors, (METADATA_KEY, json.dumps(scalars, sort_keys=True)))
 
@@ -68,7 +78,7 @@ def load_tables(path: Path) -> Tables:
     try:
         header = read_header(path)
         _check_shapes(header)
-        heads, kv_heads, eps = _scalars(header)
+        heads, kv_heads, eps, interleaved = _scalars(header)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in header.tensors}
         token_ids = tensors["token_ids"]
@@ -84,11 +94,15 @@ def load_tables(path: Path) -> Tables:
     if "constant" in tensors:
         values = {name: tensors.get(name) for name in NORM_NAMES}
         norm = NormTables(**values, eps=eps)  # type: ignore[arg-type]
+    rotary = None
+    if "rotary_cos" in tensors:
+        rotary = Rotary(tensors["rotary_cos"], tensors["rotary_sin"], interleaved)
     return Tables(
         token_ids=token_ids,
         token_table=tensors["token_table"],
         position_table=tensors.get("position_table"),
         norm=norm,
+        rotary=rotary,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=tensors["token_table"].shape[1] // (heads + 2 * kv_heads),
@@ -100,10 +114,14 @@ def _check_shapes(header: Header) -> None:
     found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
     rows, width = header.tensors["token_table"].shape
     expected = {"token_ids": ("int32", (rows,)), "token_table": ("float32", (rows, width))}
-    positions = d = 1
+    positions = d = pairs = 1
     if "position_table" in found:
         positions, _ = header.tensors["position_table"].shape
         expected["position_table"] = ("float32", (positions, width))
+    if "rotary_cos" in found:
+        positions, pairs = header.tensors["rotary_cos"].shape
+        angles = ("float32", (positions, pairs))
+        expected |= {"rotary_cos": angles, "rotary_sin": angles}
     if "constant" in found:
         _, d = header.tensors["weight"].shape
         shapes = {
@@ -117,15 +135,17 @@ def _check_shapes(header: Header) -> None:
         if "token_means" in found:
             shapes |= {"token_means": (rows,), "position_means": (positions,)}
         expected |= {name: ("float32", shape) for name, shape in shapes.items()}
-    if found != expected or 0 in (rows, width, positions, d):
+    if found != expected or 0 in (rows, width, positions, d, pairs):
         raise ValueError("its tensors do not fit together")
 
 
-def _scalars(header: Header) -> tuple[int, int, float]:
-    """heads, kv_heads and eps, which is 0 where there is no norm."""
+def _scalars(header: Header) -> tuple[int, int, float, bool]:
+    """heads, kv_heads, eps, which is 0 without a norm, and rotary_interleaved, likewise False."""
     scalars: dict[str, Any] = json.loads(header.metadata[METADATA_KEY])
     heads, kv_heads = scalars["heads"], scalars["kv_heads"]
     eps = scalars["eps"] if "constant" in header.tensors else 0.0
+    rotary = "rotary_cos" in header.tensors
+    interleaved = scalars["rotary_interleaved"] if rotary else False
     width = header.tensors["token_table"].shape[1]
     if not all(type(count) is int and count >= 1 for count in (heads, kv_heads)):
         raise ValueError("its heads are no whole numbers above 0")
@@ -133,4 +153,9 @@ def _scalars(header: Header) -> tuple[int, int, float]:
         raise ValueError(f"{width} columns cannot be split into {heads} and {kv_heads} heads")
     if type(eps) not in (int, float) or not 0 <= eps < math.inf:
         raise ValueError("its eps is no number from 0 on")
-    return heads, kv_heads, float(eps)
+    head_dim = width // (heads + 2 * kv_heads)
+    if rotary and 2 * header.tensors["rotary_cos"].shape[1] > head_dim:
+        raise ValueError(f"rotary_cos turns more than the {head_dim} values of a head")
+    if type(interleaved) is not bool:
+        raise ValueError("its rotary_interleaved is neither true nor false")
+    return heads, kv_heads, float(eps), interleaved

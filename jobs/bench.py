@@ -22,8 +22,9 @@ from jobs.tokenizer import load_tokenizer
 from jobs.ways import Way, make_ways
 from kernels import reference
 from kernels.dispatch import choose
-from kernels.layer import DTYPES, FirstLayer, pack, seeded_layer
+from kernels.layer import DTYPES, FirstLayer, seeded_layer
 from kernels.method import Method
+from kernels.packed import pack
 from kernels.tables import LEAST_WIDTH, Tables, build, table_bytes
 
 CHECKED_WINDOWS = 2

@@ -15,8 +15,9 @@ from jobs.config import JobConfig
 from jobs.layers import describe_layer
 from jobs.progress import Reporter
 from kernels.dispatch import Backend
-from kernels.layer import FirstLayer, PackedLayer, pack
+from kernels.layer import FirstLayer
 from kernels.method import Method
+from kernels.packed import PackedLayer, pack
 from kernels.tables import Tables, build
 
 BESIDE = f"{WORK}/{TABLES}"  # of a full export, which has no use for tables once it is finished

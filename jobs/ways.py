@@ -12,7 +12,8 @@ from torch import Tensor
 from jobs.progress import Reporter
 from kernels import reference
 from kernels.dispatch import Backend
-from kernels.layer import FirstLayer, PackedLayer
+from kernels.layer import FirstLayer
+from kernels.packed import PackedLayer
 from kernels.tables import Tables, build
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.blocks import blocks
+from kernels.rotary import Rotary, rotate_
 from kernels.tables import NormTables, Tables, recompute, rescaling
 
 # A block's rows of q, k or v in float32; the largest power of two below is taken. Measured on 2
@@ -42,22 +43,26 @@ def combine(
     Raises:
         ValueError: if windows are longer than the positions.
     """
-    place = tables.position_table
-    if place is not None and rows.shape[1] > len(place):
-        raise ValueError(f"{rows.shape[1]} tokens a window, but {len(place)} positions")
+    tables.check_length(rows.shape[1])
     scale = lost = None
     if tables.norm is not None:
         scale, lost = rescaling(tables.norm, rows, _lengths(tables.norm, rows))
     outputs = (q, k, v)
-    for columns, target in zip(tables.columns, outputs, strict=True):
+    for name, columns, target in zip("qkv", tables.columns, outputs, strict=True):
         if target is not None:
-            _combine_columns(tables, columns, rows, scale, target)
+            rotary = None if name == "v" else tables.rotary
+            _combine_columns(tables, columns, rows, scale, rotary, target)
     if lost is not None:
         recompute(tables, rows, lost, outputs)
 
 
 def _combine_columns(
-    tables: Tables, columns: slice, rows: Tensor, scale: Tensor | None, target: Tensor
+    tables: Tables,
+    columns: slice,
+    rows: Tensor,
+    scale: Tensor | None,
+    rotary: Rotary | None,
+    target: Tensor,
 ) -> None:
     """Write q, k or v, whose columns of A are more likely to stay in the caches than all of A."""
     table = tables.token_table[:, columns]
@@ -74,6 +79,8 @@ def _combine_columns(
             out *= scale[windows, positions].unsqueeze(2)
             out += tables.norm.constant[columns]
         by_head = out.view(*block.shape, -1, tables.head_dim)
+        if rotary is not None:
+            rotate_(by_head, rotary, positions)
         target[windows, :, positions] = by_head.transpose(1, 2)
 
 

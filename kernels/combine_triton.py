@@ -1,9 +1,12 @@
-"""Method `tables` on a GPU: gather rows of A, add B, rescale, cast, store by head, in one launch.
+"""Method `tables` on a GPU: gather rows of A, add B, rescale, turn, cast, store, in one launch.
 
 A program owns BLOCK_M tokens and BLOCK_N of the F columns. Programs go through all tokens before
 they move to the next columns: the columns of A that are in use, BLOCK_N of every row, then stay in
 the L2 cache however the tokens repeat, and A is read from memory once a launch. Outputs are stored
 past the cache, so that they do not push A out of it.
+
+Where q and k turn, a column is turned with its partner's value, which is gathered beside it: it is
+of the same row and head, so that the caches have it.
 
 A norm takes a launch of its own before, which writes the length of x for every token: the blocks
 of columns share it, and x is a fraction of the bytes that combining moves.
@@ -32,6 +35,8 @@ def combine_kernel(
     b,  # float32 [T, F]
     scale,  # float32 [N]
     c,  # float32 [F]
+    cos,  # float32 [T, R/2]
+    sin,  # float32 [T, R/2]
     q,
     k,
     v,
@@ -51,6 +56,8 @@ def combine_kernel(
     HEAD_DIM: tl.constexpr,
     HAS_POSITION: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    PAIRS: tl.constexpr,  # R/2, or 0 where nothing turns
+    INTERLEAVED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -83,6 +90,28 @@ def combine_kernel(
     if HAS_NORM:
         value *= tl.load(scale + tokens, mask=mask, other=0.0)[:, None]
         value += tl.load(c + columns, mask=columns < F, other=0.0)[None, :]
+    if PAIRS > 0:  # noqa: SIM102 - one is decided at compile time, the other as it runs
+        if first_column < Q_WIDTH + KV_WIDTH:
+            # q and k are whole heads one after the other, so that a column's place needs no offset.
+            dim = columns % HEAD_DIM
+            if INTERLEAVED:
+                is_first = dim % 2 == 0
+                pair = dim // 2
+                partner = tl.where(is_first, columns + 1, columns - 1)
+            else:
+                is_first = dim < PAIRS
+                pair = tl.where(is_first, dim, dim - PAIRS)
+                partner = tl.where(is_first, columns + PAIRS, columns - PAIRS)
+                if PAIRS % 4 == 0 and HEAD_DIM % 4 == 0:
+                    pair = tl.max_contiguous(tl.multiple_of(pair, 4), 4)
+                    partner = tl.max_contiguous(tl.multiple_of(partner, 4), 4)
+            turns = (dim < 2 * PAIRS) & (columns < Q_WIDTH + KV_WIDTH)
+            turned = mask[:, None] & turns[None, :]
+            other = tl.load(a + row[:, None] * F + partner[None, :], mask=turned, other=0.0)
+            angles = position[:, None] * PAIRS + pair[None, :]
+            cosine = tl.load(cos + angles, mask=turned, other=1.0)
+            sine = tl.load(sin + angles, mask=turned, other=0.0)
+            value = value * cosine + tl.where(is_first, -1.0, 1.0)[None, :] * (other * sine)
 
     store_qkv(
         q, q_stride_w, q_stride_h, q_stride_t, k, k_stride_w, k_stride_h, k_stride_t,
@@ -139,15 +168,13 @@ def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> No
     """
     if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
         raise ValueError("the last dimension of q, k and v must be contiguous")
-    place = tables.position_table
-    if place is not None and rows.shape[1] > len(place):
-        raise ValueError(f"{rows.shape[1]} tokens a window, but {len(place)} positions")
+    tables.check_length(rows.shape[1])
     if rows.device.type == "cpu" and q.dtype == torch.bfloat16:
         raise DeviceError("Triton's interpreter rounds bfloat16 wrongly; use float32 or float16")
     if rows.numel() == 0:
         return
     rows = rows.contiguous()
-    table, norm = tables.token_table, tables.norm
+    table, norm, rotary = tables.token_table, tables.norm, tables.rotary
     scale = lost = None
     if norm is not None:
         scale, lost = rescaling(norm, rows, _lengths(norm, rows))
@@ -157,9 +184,11 @@ def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> No
         combine_kernel[(blocks,)](
             rows,
             table,
-            or_unused(place, table),
+            or_unused(tables.position_table, table),
             or_unused(scale, table),
             table if norm is None else norm.constant,
+            or_unused(rotary.cos if rotary else None, table),
+            or_unused(rotary.sin if rotary else None, table),
             q,
             k,
             v,
@@ -171,8 +200,10 @@ def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> No
             Q_WIDTH=tables.heads * tables.head_dim,
             KV_WIDTH=tables.kv_heads * tables.head_dim,
             HEAD_DIM=tables.head_dim,
-            HAS_POSITION=place is not None,
+            HAS_POSITION=tables.position_table is not None,
             HAS_NORM=norm is not None,
+            PAIRS=rotary.cos.shape[1] if rotary else 0,
+            INTERLEAVED=rotary.interleaved if rotary else False,
             BLOCK_M=block_m,
             BLOCK_N=BLOCK_N,
             num_warps=NUM_WARPS,

@@ -1,4 +1,4 @@
-"""Method `direct` on the CPU: gather, add, normalise and project, block by block.
+"""Method `direct` on the CPU: gather, add, normalise, project and turn, block by block.
 
 The GPU's body of the same two functions is in direct_triton.py.
 """
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.blocks import blocks
-from kernels.layer import PackedLayer
+from kernels.packed import PackedLayer
+from kernels.rotary import rotate_
 
 # Rows of a block are chosen so that x and [q | k | v] stay in the caches: of 128 to 2048 rows, 512
 # was best at d=768 and the most rows at d=64.
@@ -52,7 +53,10 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
         else:
             torch.addmm(layer.bias, z, layer.weight.t(), out=out)
         by_head = out.view(*block.shape, sum(heads), layer.head_dim)
-        for target, part in zip((q, k, v), torch.split(by_head, heads, dim=2), strict=True):
+        parts = torch.split(by_head, heads, dim=2)
+        for part, norm in zip(parts, (layer.q_norm, layer.k_norm), strict=False):
+            _finish(layer, part, norm, positions)
+        for target, part in zip((q, k, v), parts, strict=True):
             target[windows, :, positions] = part.transpose(1, 2)
 
 
@@ -64,6 +68,15 @@ def _embed_block(layer: PackedLayer, ids: Tensor, positions: slice) -> Tensor:
     if layer.position is not None:
         x.view(*ids.shape, -1).add_(layer.position[positions])
     return x
+
+
+def _finish(layer: PackedLayer, part: Tensor, norm: Tensor | None, positions: slice) -> None:
+    """Normalise and turn a block of q or k [w, t, heads, Dh], in place."""
+    if norm is not None:
+        rows = part.reshape(*part.shape[:2], -1, len(norm))
+        part.copy_(F.rms_norm(rows, (len(norm),), norm, layer.eps).view(part.shape))
+    if layer.rotary is not None:
+        rotate_(part, layer.rotary, positions)
 
 
 def _normalise(layer: PackedLayer, x: Tensor) -> Tensor:

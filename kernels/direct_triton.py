@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.errors import DeviceError
-from kernels.layer import PackedLayer
+from kernels.finish_triton import finish
+from kernels.packed import PackedLayer
 from kernels.triton_common import current, or_unused, store_qkv
 
 NO_NORM = tl.constexpr(0)
@@ -249,7 +250,9 @@ def choose_tile(dtype: torch.dtype, d: int, head_dim: int, shared_memory: int) -
 def project(
     layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor, *, tf32: bool = False
 ) -> None:
-    """Write q [W, H, T, Dh], k and v [W, Hk, T, Dh] for ids [W, T] int32, in one launch.
+    """Write q [W, H, T, Dh], k and v [W, Hk, T, Dh] for ids [W, T] int32.
+
+    One launch, and two small ones where q and k are normalised or turned after it.
 
     Products are accumulated in float32. The outputs may have any strides for W, H and T; their
     last dimension must be contiguous. Ids must lie in [0, V): they are not checked here.
@@ -304,6 +307,7 @@ def project(
             num_stages=tile.num_stages,
             enable_fp_fusion=FP_FUSION,
         )
+    finish(layer, q, k)
 
 
 def embed(layer: PackedLayer, ids: Tensor, out: Tensor) -> None:
@@ -354,7 +358,8 @@ def shared_memory_per_block(device: torch.device) -> int:
 
 def _check_ids(layer: PackedLayer, ids: Tensor) -> None:
     """Raise where a kernel would read beyond P, or the interpreter compute nonsense."""
-    if layer.position is not None and ids.shape[1] > len(layer.position):
-        raise ValueError(f"{ids.shape[1]} tokens a window, but {len(layer.position)} positions")
+    place = layer.position if layer.rotary is None else layer.rotary.cos
+    if place is not None and ids.shape[1] > len(place):
+        raise ValueError(f"{ids.shape[1]} tokens a window, but {len(place)} positions")
     if ids.device.type == "cpu" and layer.embedding.dtype == torch.bfloat16:
         raise DeviceError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels import combine, direct
 from kernels.errors import DeviceError
-from kernels.layer import PackedLayer
 from kernels.method import Method
+from kernels.packed import PackedLayer
 from kernels.tables import BUILD_ROWS, Tables
 
 DEVICE_NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from kernels.errors import LayerError
+from kernels.frequencies import inverse_frequencies
 from kernels.positions import sinusoidal
+from kernels.rotary import Rotary, rotary_of
 
 Norm = Literal["none", "layernorm", "rmsnorm"]
-Positions = Literal["sinusoidal", "learned", "none"]
+Positions = Literal["sinusoidal", "learned", "rope", "none"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,8 +21,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class FirstLayer:
     """The function `[q | k | v] = W norm(s * E[t] + P[p]) + b`; what is None is absent from it.
 
-    V is the vocabulary size, d the model width, T the longest window, H and Hk the numbers of
-    query and key/value heads, Dh the head width.
+    q and k are then normalised, head by head or all heads together (RMSNorm), and turned by rotary
+    positions. V is the vocabulary size, d the model width, T the longest window, H and Hk the
+    numbers of query and key/value heads, Dh the head width, R the values of a head that turn.
 
     Raises:
         LayerError: if the shapes do not fit together.
@@ -36,12 +39,18 @@ class FirstLayer:
     position: Tensor | None = None  # [T, d]
     norm_weight: Tensor | None = None  # [d]
     norm_bias: Tensor | None = None  # [d]
+    q_norm: Tensor | None = None  # [Dh] or [H*Dh]
+    k_norm: Tensor | None = None  # [Dh] or [Hk*Dh]
+    rotary_cos: Tensor | None = None  # float32 [T, R/2], whatever the dtype of the others
+    rotary_sin: Tensor | None = None  # float32 [T, R/2]
     heads: int
     kv_heads: int
     norm: Norm = "none"
     positions: Positions = "none"
     eps: float = 1e-5
     embedding_scale: float = 1.0
+    norm_offset: float = 0.0  # what is added to norm_weight, q_norm and k_norm
+    rotary_interleaved: bool = False
 
     def __post_init__(self) -> None:
         if self.embedding.ndim != 2 or 0 in self.embedding.shape:
@@ -82,8 +91,33 @@ class FirstLayer:
             raise LayerError("norm.weight or norm.bias is given, but the kind of norm is none")
         if self.norm == "rmsnorm" and self.norm_bias is not None:
             raise LayerError("norm.bias is given, but rmsnorm has no bias")
-        if (self.position is None) != (self.positions == "none"):
+        if (self.position is None) == (self.positions in ("sinusoidal", "learned")):
             raise LayerError(f"positions are {self.positions}, which does not fit position.weight")
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        """Raise LayerError unless what is done to q and k fits their heads."""
+        for field, count in (("q_norm", self.heads), ("k_norm", self.kv_heads)):
+            weight = getattr(self, field)
+            widths = (self.head_dim, count * self.head_dim)
+            if weight is not None and (weight.ndim != 1 or len(weight) not in widths):
+                raise LayerError(
+                    f"{TENSOR_NAMES[field]} has shape {list(weight.shape)}, "
+                    f"but one of {widths[0]} or {widths[1]} values is needed"
+                )
+        tables = (self.rotary_cos, self.rotary_sin)
+        if (self.positions == "rope") != all(table is not None for table in tables) or (
+            (self.rotary_cos is None) != (self.rotary_sin is None)
+        ):
+            raise LayerError(f"positions are {self.positions}, which does not fit rotary.cos, .sin")
+        shapes = {tuple(table.shape) for table in tables if table is not None}
+        if any(len(shape) != 2 or not 2 <= 2 * shape[1] <= self.head_dim for shape in shapes):
+            raise LayerError(
+                f"rotary.cos has shape {list(next(iter(shapes)))}, "
+                f"not [T, R/2] with R at most the head width {self.head_dim}"
+            )
+        if len(shapes) > 1:
+            raise LayerError("rotary.cos and rotary.sin have different shapes")
 
     @property
     def vocabulary_size(self) -> int:
@@ -101,6 +135,13 @@ class FirstLayer:
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
 
+    @property
+    def rotary(self) -> Rotary | None:
+        """The angles by which q and k turn."""
+        if self.rotary_cos is None or self.rotary_sin is None:
+            return None
+        return Rotary(self.rotary_cos, self.rotary_sin, self.rotary_interleaved)
+
     def tensors(self) -> dict[str, Tensor]:
         """The parameters that are there, by field name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -116,12 +157,13 @@ class FirstLayer:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def to(self, dtype: torch.dtype) -> "FirstLayer":
-        """The same layer with every parameter rounded to dtype.
+        """The same layer with every parameter but the angles rounded to dtype.
 
         Raises:
             LayerError: if a parameter is beyond float16's range.
         """
-        converted = {name: tensor.to(dtype) for name, tensor in self.tensors().items()}
+        tensors = {name: t for name, t in self.tensors().items() if name not in ANGLES}
+        converted = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         for name, tensor in converted.items():
             if dtype == torch.float16 and not bool(torch.isfinite(tensor).all()):
                 raise LayerError(
@@ -136,6 +178,10 @@ TENSOR_NAMES = {
     "position": "position.weight",
     "norm_weight": "norm.weight",
     "norm_bias": "norm.bias",
+    "q_norm": "q_norm.weight",
+    "k_norm": "k_norm.weight",
+    "rotary_cos": "rotary.cos",
+    "rotary_sin": "rotary.sin",
     "q_weight": "q_proj.weight",
     "q_bias": "q_proj.bias",
     "k_weight": "k_proj.weight",
@@ -144,6 +190,8 @@ TENSOR_NAMES = {
     "v_bias": "v_proj.bias",
 }
 """Field of FirstLayer -> name of the tensor on disk and in messages."""
+
+ANGLES = ("rotary_cos", "rotary_sin")
 
 
 def seeded_layer(
@@ -160,7 +208,8 @@ def seeded_layer(
 
     After `torch.manual_seed(seed)` it draws, in this order, nn.Embedding(V, d), nn.Linear(d, H*Dh)
     for q, nn.Linear(d, Hk*Dh) for k and for v (all with bias), and for learned positions
-    nn.Embedding(T, d). The global generator is left as it was.
+    nn.Embedding(T, d). Rotary positions are those of `rotary_table`. The global generator is left
+    as it was.
 
     Raises:
         LayerError: if d_model cannot be split into heads.
@@ -177,6 +226,7 @@ def seeded_layer(
         position = position_table(positions, context_length, d_model)
         if positions == "learned":
             position = nn.Embedding(context_length, d_model).weight.detach()
+    rotary = rotary_table(context_length, head_dim) if positions == "rope" else None
     return FirstLayer(
         embedding=embedding.weight.detach(),
         q_weight=q.weight.detach(),
@@ -186,6 +236,8 @@ def seeded_layer(
         k_bias=k.bias.detach(),
         v_bias=v.bias.detach(),
         position=position,
+        rotary_cos=rotary.cos if rotary else None,
+        rotary_sin=rotary.sin if rotary else None,
         heads=heads,
         kv_heads=kv_heads,
         positions=positions,
@@ -193,56 +245,16 @@ def seeded_layer(
 
 
 def position_table(positions: Positions, context_length: int, d_model: int) -> Tensor | None:
-    """The table [T, d] that a formula gives, or None where positions are learned or absent."""
+    """The table [T, d] that a formula gives, or None where none is added or it is learned."""
     return sinusoidal(context_length, d_model) if positions == "sinusoidal" else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedLayer:
-    """A FirstLayer as the kernels read it: q, k and v stacked into one matrix, on one device."""
+def rotary_table(context_length: int, head_dim: int) -> Rotary:
+    """The angles of rotary positions as first published: whole heads, theta 10000, half-split.
 
-    embedding: Tensor  # [V, d]
-    weight: Tensor  # [F, d], F = (H + 2*Hk) * Dh
-    bias: Tensor | None  # [F]
-    position: Tensor | None  # [T, d]
-    norm_weight: Tensor | None  # [d]
-    norm_bias: Tensor | None  # [d]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm: Norm
-    eps: float
-    embedding_scale: float
-
-
-def pack(layer: FirstLayer, device: torch.device) -> PackedLayer:
-    """Stack the projections and move the layer to device.
-
-    On the CPU everything but the embedding is widened to float32: the CPU path multiplies and
-    accumulates in float32 whatever the dtype, since few CPUs multiply bfloat16 or float16 faster.
+    Raises:
+        LayerError: if the head width is odd.
     """
-    dtype = torch.float32 if device.type == "cpu" else layer.dtype
-
-    def place(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device, dtype).contiguous()
-
-    weights = [layer.q_weight, layer.k_weight, layer.v_weight]
-    biases = [layer.q_bias, layer.k_bias, layer.v_bias]
-    bias = None
-    if any(b is not None for b in biases):
-        pairs = zip(biases, weights, strict=True)
-        bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b for b, w in pairs])
-    return PackedLayer(
-        embedding=layer.embedding.to(device).contiguous(),
-        weight=torch.cat(weights).to(device, dtype),
-        bias=place(bias),
-        position=place(layer.position),
-        norm_weight=place(layer.norm_weight),
-        norm_bias=place(layer.norm_bias),
-        heads=layer.heads,
-        kv_heads=layer.kv_heads,
-        head_dim=layer.head_dim,
-        norm=layer.norm,
-        eps=layer.eps,
-        embedding_scale=layer.embedding_scale,
-    )
+    if head_dim % 2:
+        raise LayerError(f"heads of an odd width, {head_dim}, cannot be turned pair by pair")
+    return rotary_of(inverse_frequencies(10000.0, head_dim), context_length)

@@ -23,23 +23,52 @@ def normalise(layer: FirstLayer, x: Tensor) -> Tensor:
     if layer.norm == "layernorm":
         return F.layer_norm(x, shape, layer.norm_weight, layer.norm_bias, layer.eps)
     if layer.norm == "rmsnorm":
-        return F.rms_norm(x, shape, layer.norm_weight, layer.eps)
+        return _rms_norm(layer, x, layer.norm_weight)
     return x
 
 
 def project(layer: FirstLayer, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ids [W, T] -> q [W, H, T, Dh], k and v [W, Hk, T, Dh], as three linear layers."""
+    """ids [W, T] -> q [W, H, T, Dh], k and v [W, Hk, T, Dh], as three linear layers.
+
+    q and k are then normalised and turned, where the layer does so.
+    """
     z = normalise(layer, embed(layer, ids))
 
-    def heads(weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
+    def heads(weight: Tensor, bias: Tensor | None, count: int, norm: Tensor | None) -> Tensor:
         out = F.linear(z, weight, bias)
+        if norm is not None:
+            out = _rms_norm(layer, out.view(*ids.shape, -1, len(norm)), norm)
         return out.view(*ids.shape, count, layer.head_dim).transpose(1, 2)
 
     return (
-        heads(layer.q_weight, layer.q_bias, layer.heads),
-        heads(layer.k_weight, layer.k_bias, layer.kv_heads),
-        heads(layer.v_weight, layer.v_bias, layer.kv_heads),
+        rotate(layer, heads(layer.q_weight, layer.q_bias, layer.heads, layer.q_norm)),
+        rotate(layer, heads(layer.k_weight, layer.k_bias, layer.kv_heads, layer.k_norm)),
+        heads(layer.v_weight, layer.v_bias, layer.kv_heads, None),
     )
+
+
+def rotate(layer: FirstLayer, x: Tensor) -> Tensor:
+    """x [W, heads, T, Dh], turned by rotary positions where the layer has them."""
+    rotary = layer.rotary
+    if rotary is None:
+        return x
+    length = x.shape[2]
+    cos, sin = (table[:length].to(x.dtype) for table in (rotary.cos, rotary.sin))
+    out = x.clone()
+    (first, second), (new_first, new_second) = rotary.pairs(x), rotary.pairs(out)
+    new_first.copy_(first * cos - second * sin)
+    new_second.copy_(second * cos + first * sin)
+    return out
+
+
+def _rms_norm(layer: FirstLayer, x: Tensor, weight: Tensor | None) -> Tensor:
+    """RMSNorm over the last dimension; an offset is added to its weight in float32 or more."""
+    shape = (x.shape[-1],)
+    if weight is None or layer.norm_offset == 0.0:
+        return F.rms_norm(x, shape, weight, layer.eps)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    offset = weight.to(wide) + layer.norm_offset
+    return F.rms_norm(x.to(wide), shape, offset, layer.eps).to(x.dtype)
 
 
 def in_float64(layer: FirstLayer) -> FirstLayer:

@@ -9,11 +9,12 @@ W is linear, so for x = s * E[t] + P[p] the projection of a sum is the sum of tw
     layernorm   the same of centred rows, since W diag(gamma) (x - mean(x)) is linear too;
                 r = 1 / sqrt(var(x) + eps), c = W beta + b
 
-Without positions A[t] is finished. The mean of P over its positions is moved from B to A, so that
-offsets of E and P that cancel do so before anything is rounded. A and B are computed in float64 and
-rounded once, to float32. r is computed from x itself, since the squares of E[t] and P[p] and their
-product would lose what cancels between them; and the few rows where E[t] and P[p] nearly cancel,
-which A + B could not give exactly, are computed from x altogether.
+Without added positions A[t] is finished, but for the turning of q and k by rotary positions, which
+is done to each row as it is combined. The mean of P over its positions is moved from B to A, so
+that offsets of E and P that cancel do so before anything is rounded. A and B are computed in
+float64 and rounded once, to float32. r is computed from x itself, since the squares of E[t] and
+P[p] and their product would lose what cancels between them; and the few rows where E[t] and P[p]
+nearly cancel, which A + B could not give exactly, are computed from x altogether.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +27,14 @@ from torch import Tensor
 
 from kernels.errors import LayerError
 from kernels.layer import FirstLayer, Norm
+from kernels.rotary import Rotary
 
 BUILD_ROWS = 512  # of A and B that are computed at once, always as many: bits hang on nothing else
 LEAST_WIDTH = 8  # of d: below it, results of a few terms are exact in torch more often than here
+NO_TABLES_FOR_NORMED_SUMS = (
+    "q and k are normalised after a position was added, which is no sum of two tables; "
+    "give --method direct"
+)
 LOST = 0.5  # of the larger addend's norm: where the sum's is less, digits of A + B cancel
 
 
@@ -68,6 +74,7 @@ class Tables:
     token_table: Tensor  # float32 [U, F]: A
     position_table: Tensor | None  # float32 [T, F]: B; None where A is finished
     norm: NormTables | None  # None where r is 1 or A is finished
+    rotary: Rotary | None  # how q and k of finished rows turn
     heads: int
     kv_heads: int
     head_dim: int
@@ -78,6 +85,12 @@ class Tables:
         k_start = self.heads * self.head_dim
         v_start = k_start + self.kv_heads * self.head_dim
         return slice(0, k_start), slice(k_start, v_start), slice(v_start, None)
+
+    def check_length(self, context_length: int) -> None:
+        """Raise ValueError if windows of so many tokens are longer than the positions."""
+        place = self.position_table if self.rotary is None else self.rotary.cos
+        if place is not None and context_length > len(place):
+            raise ValueError(f"{context_length} tokens a window, but {len(place)} positions")
 
     @cached_property
     def _row_of(self) -> Tensor:
@@ -112,13 +125,19 @@ class Tables:
             token_table=self.token_table.to(device),
             position_table=None if position is None else position.to(device),
             norm=norm,
+            rotary=None if self.rotary is None else self.rotary.on(device),
         )
 
 
-def table_bytes(*, tokens: int, positions: int, d_model: int, total_width: int, norm: Norm) -> int:
-    """Bytes of the tables for so many distinct tokens and positions; positions are 0 for none."""
+def table_bytes(
+    *, tokens: int, positions: int, d_model: int, total_width: int, norm: Norm, angles: int = 0
+) -> int:
+    """Bytes of the tables for so many distinct tokens and added positions, which are 0 for none.
+
+    `angles` counts the values of cos and sin, 2 * T * R/2.
+    """
     rows = tokens + positions
-    values = rows * total_width + tokens
+    values = rows * total_width + tokens + angles
     if norm != "none" and positions:
         statistics = 2 if norm == "layernorm" else 1
         values += rows * (d_model + statistics) + total_width * (d_model + 1)
@@ -137,13 +156,16 @@ def build(
     as they are done.
 
     Raises:
-        LayerError: if the layer is narrower than LEAST_WIDTH.
+        LayerError: if the layer is narrower than LEAST_WIDTH, or q and k are normalised after a
+            position was added: the norm of A[t] + B[p] is no sum.
     """
     if layer.d_model < LEAST_WIDTH:
         raise LayerError(
             f"tables need a width of {LEAST_WIDTH} or more to be as exact as direct, "
             f"but d-model is {layer.d_model}; give --method direct"
         )
+    if layer.position is not None and (layer.q_norm is not None or layer.k_norm is not None):
+        raise LayerError(NO_TABLES_FOR_NORMED_SUMS)
     weight, constant = (tensor.to(device) for tensor in _fold(layer))
     total_width, d = weight.shape
     product = weight.new_empty(BUILD_ROWS, total_width)
@@ -194,13 +216,16 @@ def build(
         else:
             if layer.norm != "none":
                 addend *= (addend.square().mean(1, keepdim=True) + layer.eps).rsqrt()
-            token_table[first:stop] = project(addend).add_(constant)
+            finished = project(addend).add_(constant)
+            _normalise_heads(layer, finished)
+            token_table[first:stop] = finished
         advance(stop - first)
     return Tables(
         token_ids=token_ids,
         token_table=token_table,
         position_table=position_table,
         norm=norm,
+        rotary=None if layer.rotary is None else layer.rotary.on(device),
         heads=layer.heads,
         kv_heads=layer.kv_heads,
         head_dim=layer.head_dim,
@@ -255,8 +280,19 @@ def _fold(layer: FirstLayer) -> tuple[Tensor, Tensor]:
     if layer.norm_bias is not None:
         constant += weight @ layer.norm_bias.double()
     if layer.norm_weight is not None:
-        weight *= layer.norm_weight.double()
+        weight *= layer.norm_weight.double() + layer.norm_offset
     return weight, constant
+
+
+def _normalise_heads(layer: FirstLayer, rows: Tensor) -> None:
+    """RMSNorm of q and k, in place, in float64 rows of A [n, F]."""
+    widths = [count * layer.head_dim for count in (layer.heads, layer.kv_heads, layer.kv_heads)]
+    parts = torch.split(rows, widths, dim=1)
+    for part, weight in zip(parts, (layer.q_norm, layer.k_norm), strict=False):
+        if weight is not None:
+            by_head = part.view(len(rows), -1, len(weight))
+            scale = (by_head.square().mean(2, keepdim=True) + layer.eps).rsqrt()
+            by_head *= scale * (weight.to(rows.device, torch.float64) + layer.norm_offset)
 
 
 def _lengths(rows: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from jobs.cli import main
 from kernels import reference
+from kernels.frequencies import inverse_frequencies
 from kernels.layer import FirstLayer, Norm
+from kernels.rotary import rotary_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -65,9 +67,17 @@ def random_layer(
     positions: bool = True,
     biases: bool = True,
     offset: float = 0.0,
+    rotary: int = 0,
+    interleaved: bool = False,
+    qk_norm: str = "none",
+    norm_offset: float = 0.0,
     seed: int = 0,
 ) -> FirstLayer:
-    """A layer of random parameters, float32; `offset` is added to E and P."""
+    """A layer of random parameters, float32.
+
+    `offset` is added to E and P. `rotary` values of a head turn, which takes the place of added
+    positions; `qk_norm` is of each "head" or of "all" heads together.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -75,6 +85,9 @@ def random_layer(
 
     kv_heads = kv_heads or heads
     q, kv = heads * head_dim, kv_heads * head_dim
+    turns = rotary_of(inverse_frequencies(100.0, rotary), context_length, 1.25) if rotary else None
+    normed = {"none": None, "head": (head_dim, head_dim), "all": (q, kv)}[qk_norm]
+    positions = positions and not rotary
     return FirstLayer(
         embedding=draw(vocabulary_size, d) + offset,
         q_weight=draw(q, d) / d**0.5,
@@ -84,10 +97,16 @@ def random_layer(
         k_bias=None,
         v_bias=draw(kv) if biases else None,
         position=draw(context_length, d) + offset if positions else None,
-        positions="learned" if positions else "none",
+        positions="rope" if turns else "learned" if positions else "none",
         norm=norm,
-        norm_weight=1 + draw(d) if norm != "none" else None,
+        norm_weight=1 - norm_offset + draw(d) if norm != "none" else None,
         norm_bias=draw(d) if norm == "layernorm" else None,
+        q_norm=1 - norm_offset + draw(normed[0]) if normed else None,
+        k_norm=1 - norm_offset + draw(normed[1]) if normed else None,
+        norm_offset=norm_offset,
+        rotary_cos=turns.cos if turns else None,
+        rotary_sin=turns.sin if turns else None,
+        rotary_interleaved=interleaved,
         heads=heads,
         kv_heads=kv_heads,
     )

@@ -8,7 +8,7 @@ from jobs.bench import BenchConfig, zipf_ids
 from jobs.errors import DisagreementError
 from jobs.progress import Reporter
 from kernels import combine, direct
-from kernels.layer import PackedLayer
+from kernels.packed import PackedLayer
 from kernels.tables import Tables
 from tests.helpers import DATA, qkvmill, succeed, write_corpus
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -485,7 +486,7 @@ def test_a_signal_stops_a_job_which_says_so_and_goes_on(
 def test_a_working_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    command = f"rmdir {gone}; exec {sys.executable} -m jobs --version"
+    command = f"rmdir {gone}; exec {shlex.quote(sys.executable)} -m jobs --version"
     done = subprocess.run(
         command, shell=True, cwd=gone, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,

@@ -68,6 +68,35 @@ def test_without_a_norm_the_bits_are_those_of_the_cpu(positions: bool, dtype: st
         assert torch.equal(one, other.cpu())
 
 
+@pytest.mark.parametrize("dtype", RUNNABLE)
+@pytest.mark.parametrize("qk_norm", ["none", "head", "all"])
+@pytest.mark.parametrize(
+    ("head_dim", "rotary", "interleaved"),
+    [
+        pytest.param(16, 0, False, id="no-rotary"),
+        pytest.param(16, 16, False, id="half-split"),
+        pytest.param(16, 16, True, id="interleaved"),
+        pytest.param(11, 4, False, id="partial"),
+        pytest.param(11, 6, True, id="partial-interleaved"),
+        pytest.param(80, 32, False, id="Dh80-partial"),
+    ],
+)
+def test_q_and_k_are_normalised_and_turned(
+    head_dim: int, rotary: int, interleaved: bool, qk_norm: str, dtype: str
+) -> None:
+    layer = random_layer(
+        heads=6, kv_heads=2, head_dim=head_dim, context_length=37, norm="rmsnorm", qk_norm=qk_norm,
+        rotary=rotary, interleaved=interleaved, positions=False, norm_offset=1.0,
+    ).to(DTYPES[dtype])  # fmt: skip
+    ids = random_ids(4, 37)
+    tables = tables_for(layer, ids).on(torch.device("cpu"))
+    expected = nan_outputs(layer, 4, 37)
+    combine.combine(tables, tables.rows(ids), *expected)
+    for name, one, other in zip("qkv", expected, combined(layer, ids), strict=True):
+        assert torch.equal(one, other), f"{name} has other bits than on the CPU"
+    assert_within_rule(expected, layer, ids)
+
+
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_a_position_that_cancels_a_token_costs_no_accuracy(norm: Norm) -> None:
     layer = random_layer(norm=norm, context_length=40)

@@ -125,7 +125,8 @@ from dataclasses import replace
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from kernels import combine_triton, direct_triton
-from kernels.layer import pack, seeded_layer
+from kernels.layer import seeded_layer
+from kernels.packed import pack
 from kernels.tables import build
 
 class Driver:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kernels import direct_triton, reference
 from kernels.errors import DeviceError
-from kernels.layer import DTYPES, FirstLayer, Norm, PackedLayer, pack
+from kernels.layer import DTYPES, FirstLayer, Norm
+from kernels.packed import PackedLayer, pack
 from tests.helpers import DEVICE, assert_within_rule, nan_outputs, random_ids, random_layer
 
 RUNNABLE = ["float32", "float16", *(["bfloat16"] if DEVICE.type == "cuda" else [])]
@@ -36,8 +37,6 @@ def on_gpu(layer: FirstLayer) -> PackedLayer:
         weight=packed.weight.to(layer.dtype),
         bias=narrow(packed.bias),
         position=narrow(packed.position),
-        norm_weight=narrow(packed.norm_weight),
-        norm_bias=narrow(packed.norm_bias),
     )
 
 
@@ -60,6 +59,30 @@ def test_error_against_float64(
     ).to(DTYPES[dtype])  # fmt: skip
     # Enough tokens that the largest error of either way is no accident of a few numbers.
     ids = random_ids(max(2, 128 // context_length), context_length)
+    assert_within_rule(project(layer, ids), layer, ids)
+
+
+@pytest.mark.parametrize("dtype", RUNNABLE)
+@pytest.mark.parametrize("qk_norm", ["none", "head", "all"])
+@pytest.mark.parametrize(
+    ("head_dim", "rotary", "interleaved"),
+    [
+        pytest.param(16, 0, False, id="no-rotary"),
+        pytest.param(16, 16, False, id="half-split"),
+        pytest.param(16, 16, True, id="interleaved"),
+        pytest.param(11, 4, False, id="partial"),
+        pytest.param(11, 6, True, id="partial-interleaved"),
+        pytest.param(80, 32, False, id="Dh80-partial"),
+    ],
+)
+def test_q_and_k_are_normalised_and_turned(
+    head_dim: int, rotary: int, interleaved: bool, qk_norm: str, dtype: str
+) -> None:
+    layer = random_layer(
+        heads=6, kv_heads=2, head_dim=head_dim, context_length=37, norm="rmsnorm", qk_norm=qk_norm,
+        rotary=rotary, interleaved=interleaved, positions=False, norm_offset=1.0,
+    ).to(DTYPES[dtype])  # fmt: skip
+    ids = random_ids(4, 37)
     assert_within_rule(project(layer, ids), layer, ids)
 
 

@@ -4,8 +4,8 @@ import torch
 from kernels import combine, direct
 from kernels.dispatch import choose
 from kernels.errors import DeviceError
-from kernels.layer import pack
 from kernels.method import Method
+from kernels.packed import pack
 from kernels.tables import build
 from tests.helpers import random_layer
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from kernels.errors import LayerError
-from kernels.layer import FirstLayer, pack, seeded_layer
+from kernels.layer import FirstLayer, seeded_layer
 from tests.helpers import random_layer
 
 CPU = torch.device("cpu")
@@ -85,21 +85,3 @@ def test_a_value_beyond_float16_is_an_error_and_not_infinity() -> None:
     assert layer.to(torch.bfloat16).dtype == torch.bfloat16
     with pytest.raises(LayerError, match=r"q_proj\.weight.*65504"):
         layer.to(torch.float16)
-
-
-def test_packing_stacks_q_k_v_and_fills_absent_biases_with_zeros() -> None:
-    layer = random_layer(kv_heads=2)
-    packed = pack(layer, CPU)
-    assert tuple(packed.weight.shape) == (64 + 2 * 32, 64)
-    assert torch.equal(layer.k_weight, packed.weight[64:96])
-    assert packed.bias is not None
-    assert torch.equal(torch.zeros(32), packed.bias[64:96])
-    assert pack(random_layer(biases=False), CPU).bias is None
-
-
-def test_packing_for_the_cpu_widens_all_but_the_embedding() -> None:
-    packed = pack(random_layer(norm="layernorm").to(torch.bfloat16), CPU)
-    assert packed.embedding.dtype == torch.bfloat16
-    assert packed.weight.dtype == torch.float32
-    assert packed.position is not None
-    assert packed.position.dtype == torch.float32
