@@ -17,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Inner
+from transformers import PreTrainedTokenizerFast
 
 from exporters.manifest import read_manifest
-from exporters.tokens import TokenStream
+from exporters.reading import open_stream
 from jobs import tokenizer as stretches
-from jobs.choose_tokenizer import check_vocabulary, load_tokenizer
+from jobs.choose_tokenizer import check_vocabulary, load_tokenizer, resolve, tokenizer_of
+from jobs.config import JobConfig
 from jobs.errors import ConfigError, TokenizerError
 from jobs.hf_cuts import LLAMA_3, QWEN_2, keeps_cuts, known_patterns
 from jobs.hf_tokenizer import load_file
@@ -166,12 +168,18 @@ def changed(folder: Path, to: Path, change: Callable[[dict[str, Any]], object]) 
     return to
 
 
-def test_ids_are_those_of_the_library(folders: Path, kind: str) -> None:
-    ours, theirs = load_file(folders / kind), raw(folders / kind)
+def test_ids_are_those_of_transformers(folders: Path, kind: str) -> None:
+    ours = load_file(folders / kind)
+    file = str(folders / kind / "tokenizer.json")
+    theirs = PreTrainedTokenizerFast(tokenizer_file=file)  # type: ignore[no-untyped-call]
     for text in TEXTS:
+        if kind in ("t5_like", "words"):  # whose models find special tokens in text there
+            for special in SPECIALS:
+                text = text.replace(special, "")
         ids = ours.encode_text(text)
         assert ids.dtype == np.uint32
-        assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids
+        expected = theirs(text, add_special_tokens=False, split_special_tokens=True)
+        assert ids.tolist() == expected["input_ids"]
 
 
 def test_what_a_tokenizer_says_of_itself(folders: Path, kind: str) -> None:
@@ -280,11 +288,23 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused() -> None:
         check_vocabulary(tokenizer, 50256, "--weights x")
 
 
+def test_the_folder_of_the_weights_is_the_default(folders: Path, tmp_path: Path) -> None:
+    def config(**options: Any) -> JobConfig:
+        return JobConfig(corpus=(tmp_path,), out=tmp_path / "out", **options)
+
+    folder = folders / "bert_like"
+    assert resolve(config()) == resolve(config(weights=tmp_path / "w.safetensors")) == "cl100k_base"
+    assert tokenizer_of(config(weights=folder)).name == "bert_like"
+    assert tokenizer_of(config(weights=folder, tokenizer="gpt2")).name == "gpt2"
+    with pytest.raises(TokenizerError, match=r"holds no tokenizer\.json; give --tokenizer"):
+        resolve(config(weights=tmp_path))
+
+
 # Where documents are cut.
 
 TROUBLE = st.text(
     st.one_of(
-        st.sampled_from([*"ab Z9_.\n\n\n  \r\t/'’-! s T雪é。，、", "́", "'ll", "가", "ᆨ", "ά"]),
+        st.sampled_from([*"ab Z9_.\n\n\n  \r\t/'’-! s T雪é。，、", "́", "가", "ᆨ", "ά"]),
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
     ),
     max_size=60,
@@ -480,10 +500,7 @@ def test_a_job_with_a_models_tokenizer(folders: Path, tmp_path: Path, kind: str)
     ids = [theirs.encode(text[:3000], add_special_tokens=False).ids for text in TEXTS[:2]]
     expected = [*ids[0], theirs.token_to_id("</s>"), *ids[1]]
     assert plan["tokens"] == manifest.tokens["count"] == len(expected)
-    from exporters.reading import open_stream
-
-    stream: TokenStream = open_stream(out, manifest)
-    assert stream.read(0, len(expected)).tolist() == expected
+    assert open_stream(out, manifest).read(0, len(expected)).tolist() == expected
     assert manifest.tokenizer["name"] == kind
     assert manifest.software["tokenizers"] == tokenizers.__version__
     assert "tiktoken" not in manifest.software
@@ -546,7 +563,10 @@ def test_a_compact_export_of_a_models_tokenizer_is_expanded(folders: Path, tmp_p
     succeed(*job, "--out", tmp_path / "full")
     succeed(*job, "--out", tmp_path / "compact", "--artifact", "compact")
     succeed("expand", tmp_path / "compact", "--out", tmp_path / "expanded")
-    sums = [(tmp_path / name / "SHA256SUMS").read_text() for name in ("full", "expanded")]
+    sums = [
+        (tmp_path / name / "SHA256SUMS").read_text().splitlines()[1:]
+        for name in ("full", "expanded")
+    ]
     assert sums[0] == sums[1]
 
 
