@@ -25,14 +25,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from exporters.shards import write_tensors
-from jobs.tokenizer import load_tokenizer
+from jobs.tokenizer import tiktoken_encoding
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def standard_library_text(tokens: int) -> str:
     """Python sources, file after file, of at least so many tokens of cl100k_base."""
-    encoding = load_tokenizer("cl100k_base").encoding
+    encoding, _ = tiktoken_encoding("cl100k_base")
     texts: list[str] = []
     count = 0
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jobs.tokenizer import load_tokenizer
+from jobs.tokenizer import tiktoken_encoding
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     d, length, batch_size = arguments.d_model, arguments.context_length, arguments.batch_size
     arguments.out.mkdir()
 
-    encoding = load_tokenizer("cl100k_base").encoding
+    encoding, _ = tiktoken_encoding("cl100k_base")
     tokens = torch.tensor(encoding.encode_ordinary(arguments.text.read_text("utf-8")))
 
     torch.manual_seed(0)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from exporters.tokens import TokenStream, TokenWriter
+from jobs.choose_tokenizer import tokenizer_of
 from jobs.config import JobConfig, check_device
 from jobs.corpus import find_files
 from jobs.errors import ConfigError, DisagreementError
 from jobs.progress import Reporter
 from jobs.tokenise import tokenise
-from jobs.tokenizer import load_tokenizer
 from jobs.ways import Way, make_ways
 from kernels import reference
 from kernels.dispatch import choose
@@ -179,7 +179,7 @@ def corpus_ids(config: BenchConfig, reporter: Reporter) -> Tensor:
     with tempfile.TemporaryDirectory(dir=config.scratch) as folder:
         job = JobConfig(corpus=config.corpus, out=Path(folder))
         writer = TokenWriter(Path(folder))
-        tokenizer = load_tokenizer(job.tokenizer)
+        tokenizer = tokenizer_of(job)
         tokenise(job, find_files(config.corpus), tokenizer, writer, reporter)
         stream = TokenStream(Path(folder), writer.close())
         windows = min(config.tokens, stream.tokens - 1) // config.context_length

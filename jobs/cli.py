@@ -27,16 +27,17 @@ from exporters.verify import bytes_to_check
 from exporters.verify import verify as verify_export
 from jobs import show
 from jobs.bench import BenchConfig, BenchResult, bench
+from jobs.choose_tokenizer import tokenizer_of_export
 from jobs.config import D_MODEL, EXPORTS, HEADS, JobConfig, check_device
 from jobs.endtoend import EndToEnd, end_to_end
-from jobs.errors import ConfigError, TokenizerError
+from jobs.errors import ConfigError
 from jobs.expand import expand as expand_export
 from jobs.plan import plan as plan_job
 from jobs.printable import printable
 from jobs.progress import Reporter
 from jobs.run import run as run_job
 from jobs.stopping import StoppedError, stoppable
-from jobs.tokenizer import ENCODINGS, load_tokenizer
+from jobs.tokenizer import ENCODINGS
 from kernels.errors import QkvmillError, is_out_of_memory
 from kernels.layer import DTYPES
 
@@ -150,8 +151,9 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         option("--out", required=True, type=path, help="Folder of the export."),
         option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
                      help="TOML file with any of these options by name; flags win over it."),
-        option("--tokenizer", default="cl100k_base", show_default=True,
-                     help=f"One of {', '.join(ENCODINGS)}."),
+        option("--tokenizer", show_default="the folder that --weights names, else cl100k_base",
+                     help=f"One of {', '.join(ENCODINGS)}; or the folder of a model or its "
+                     "tokenizer.json."),
         option("--separator", type=Choice(["eot", "none"]), default="eot", show_default=True,
                      help="What stands between documents: the end-of-text token or nothing."),
         option("--text-errors", type=Choice(["strict", "replace"]), default="strict",
@@ -249,9 +251,14 @@ def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
 @cli.command("inspect", short_help="Show what an export or a window holds.")
 @argument("export", type=SafePath(path_type=Path))
 @option("--window", type=int, help="Show this window, counted from 0.")
+@option("--tokenizer", show_default="by the name in the export",
+        help="What shows the ids as text: the folder or tokenizer.json that the export was made "
+        "with.")  # fmt: skip
 @option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
+def inspect_command(export: Path, window: int | None, tokenizer: str | None, as_json: bool) -> None:
     """Show what EXPORT holds, or one of its windows: its text, ids and features."""
+    if window is None and tokenizer is not None:
+        raise ConfigError("--tokenizer has no effect without --window; leave it out")
     console = _stdout()
     manifest = read_manifest(export)
     with garbled_is_damaged(export):
@@ -262,15 +269,8 @@ def inspect_command(export: Path, window: int | None, as_json: bool) -> None:
                 show.show_export(console, export, manifest)
             return
         tensors = _window(export, window)
-        name = manifest.tokenizer["name"]
-        if name not in ENCODINGS:
-            raise ExportError(f"{export} was made with the tokenizer {name!r}, which is not known")
-        tokenizer = load_tokenizer(name)
-        if tokenizer.vocabulary_sha256 != manifest.tokenizer["vocabulary_sha256"]:
-            raise TokenizerError(
-                f"{export} was made with another vocabulary under the name {tokenizer.name}"
-            )
-        record = show.window_record(export, manifest, window, tensors, tokenizer)
+        decoder = tokenizer_of_export(export, manifest.tokenizer, tokenizer)
+        record = show.window_record(export, manifest, window, tensors, decoder)
         if as_json:
             _print_json(record)
         else:

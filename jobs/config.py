@@ -32,7 +32,7 @@ class JobConfig:
 
     corpus: tuple[Path, ...]
     out: Path
-    tokenizer: str = "cl100k_base"
+    tokenizer: str | None = None  # jobs/choose_tokenizer.py says what None stands for
     context_length: int = 1024
     d_model: int | None = None
     heads: int | None = None
@@ -160,8 +160,11 @@ class JobConfig:
         return self.batches or 1
 
     def record(self) -> dict[str, Any]:
-        """The options that shape bytes, for the manifest; nothing of where files lay."""
-        elsewhere = ("corpus", "out", "weights", "device", "overwrite")
+        """The options that shape bytes, for the manifest; nothing of where files lay.
+
+        The tokenizer has a section of its own.
+        """
+        elsewhere = ("corpus", "out", "tokenizer", "weights", "device", "overwrite")
         options = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         if self.sampling == "sequential":
             options["stride"] = self.window_stride

@@ -23,12 +23,12 @@ def fingerprint(
     """The fingerprint of a job; the contents of its corpus are compared file by file."""
     return {
         "options": config.record(),
-        "software": versions(),
+        "software": versions(tokenizer.library),
         "corpus": {
             "files": [file.name for file in corpus.files],
             "skipped_files": corpus.skipped_files,
         },
-        "tokenizer": tokenizer_record(tokenizer),
+        "tokenizer": _identity(tokenizer_record(tokenizer), tokenizer.library),
         "weights_sha256": layer_record(WEIGHTS, loaded).sha256 if loaded else None,
         "compute": _place(backend),
     }
@@ -44,7 +44,9 @@ def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
             "files": [file["name"] for file in manifest.corpus["files"]],
             "skipped_files": manifest.corpus["skipped_files"],
         },
-        "tokenizer": manifest.tokenizer,
+        "tokenizer": _identity(
+            manifest.tokenizer, "tokenizers" if "tokenizers" in manifest.software else "tiktoken"
+        ),
         "weights_sha256": (
             layer["weights_sha256"] if layer and layer["source"] == "weights" else None
         ),
@@ -77,6 +79,13 @@ def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
         "vocabulary_size": tokenizer.vocabulary_size,
         "end_of_text": tokenizer.end_of_text,
     }
+
+
+def _identity(record: dict[str, Any], library: str) -> dict[str, Any]:
+    """What of the section `tokenizer` shapes bytes: the name too, unless it is that of a folder."""
+    if library == "tiktoken":
+        return record
+    return {name: value for name, value in record.items() if name != "name"}
 
 
 def _place(backend: Backend | None) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from exporters.folder import check_claim
 from exporters.source import separate
 from exporters.space import check_space
 from exporters.tokens import PART_TOKENS
+from jobs.choose_tokenizer import tokenizer_of
 from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
 from jobs.corpus import find_files
@@ -16,7 +17,6 @@ from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
 from jobs.run import HEADROOM, choose_backend, decide, plan_windows
 from jobs.tokenise import TokenCounter, tokenise
-from jobs.tokenizer import load_tokenizer
 from jobs.windows import check_length
 
 
@@ -55,7 +55,7 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
         QkvmillError: if options, corpus or weights would stop the run.
     """
     corpus = find_files(config.corpus)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)
     totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)

@@ -83,7 +83,7 @@ def manifest_of(
     """The manifest of a job that has written its files."""
     manifest = Manifest(
         job=config.record(),
-        software=versions(),
+        software=versions(tokenizer.library),
         corpus={
             "files": list(totals.files),
             "bytes": sum(file["bytes"] for file in totals.files),

@@ -12,6 +12,7 @@ from exporters.space import check_space, readable
 from exporters.strays import bytes_at
 from exporters.tokens import TokenStream
 from exporters.windows import STARTS, WindowPlan
+from jobs.choose_tokenizer import tokenizer_of
 from jobs.compute import entry_of, shapes, write_shards
 from jobs.config import JobConfig
 from jobs.corpus import find_files
@@ -23,7 +24,7 @@ from jobs.progress import Reporter
 from jobs.record import Summary, manifest_of, summary, write_run
 from jobs.resume import finished, keep_method, kept_method, say_what_is_kept
 from jobs.stream import changed_file, token_entry, write_stream
-from jobs.tokenizer import Tokenizer, load_tokenizer
+from jobs.tokenizer import Tokenizer
 from jobs.windows import plan_random, plan_sequential
 from kernels.dispatch import Backend, choose
 from kernels.layer import DTYPES, FirstLayer
@@ -41,7 +42,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     """
     started = datetime.now(UTC)
     corpus = find_files(config.corpus)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)
     job = fingerprint(config, corpus, tokenizer, loaded, backend)

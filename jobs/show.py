@@ -111,7 +111,6 @@ def window_record(
     names = [file["name"] for file in manifest.corpus["files"]]
     if not all(0 <= document < len(names) for document in documents):
         raise ExportError(f"{root}: window {index} is of a document that the manifest lacks")
-    decode = tokenizer.encoding.decode
     return {
         "window": index,
         "start": start,
@@ -120,8 +119,8 @@ def window_record(
         ],
         "input_ids": ids[:-1],
         "target_ids": ids[1:],
-        "input_text": decode(ids[:-1]),
-        "target_text": decode(ids[1:]),
+        "input_text": tokenizer.decode(ids[:-1]),
+        "target_text": tokenizer.decode(ids[1:]),
         "tensors": {
             name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
             for name, t in tensors.items()

@@ -75,14 +75,13 @@ def tokenise(
     Raises:
         CorpusError: if a document cannot be read or encoded.
     """
-    separator = np.array([tokenizer.end_of_text])
     files = [] if files is None else files
     with reporter.stage("tokenise", corpus.bytes, "bytes") as advance:
         advance(sum(file["bytes"] for file in files))
         for index, file in enumerate(corpus.files[len(files) :], len(files)):
             record = TextRecord()
             if index and config.separator == "eot":
-                sink.append(separator)
+                sink.append(np.array([tokenizer.end_of_text]))
             sink.start_document()
             before, advanced = sink.tokens, 0
             for ids in _encode(file, config, tokenizer, record):

@@ -1,4 +1,4 @@
-"""Documents -> token ids, with tiktoken's encodings and vocabularies that lie in data/vocab.
+"""Documents -> token ids, by any Tokenizer; tiktoken's encodings, from vocabularies in data/vocab.
 
 Nothing is ever downloaded. tiktoken's own constructors give each encoding's pattern and special
 tokens; only the function that would fetch the ranks is replaced by one that reads them here.
@@ -12,17 +12,16 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 from tiktoken_ext import openai_public
 
-from jobs.errors import ConfigError, TokenizerError
+from jobs.errors import TokenizerError
 
 VOCABULARIES = Path(__file__).resolve().parent.parent / "data" / "vocab"
 ENCODINGS = tuple(openai_public.ENCODING_CONSTRUCTORS)
@@ -40,56 +39,74 @@ SAFE_CUT = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A tiktoken encoding and the hash of the ranks that it was made from."""
+    """What turns text into token ids, and ids back into text for people.
 
-    encoding: tiktoken.Encoding
+    encode_text takes a text of any length and gives its ids, none of them special: text that looks
+    like a special token is ordinary text. It raises TokenizerError where the library gives up.
+    decode takes ids and raises KeyError for one that is no token.
+    """
+
+    name: str
+    library: Literal["tiktoken", "tokenizers"]  # whose version shapes ids
     vocabulary_sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.encoding.name
-
-    @property
-    def vocabulary_size(self) -> int:
-        """One more than the largest id, special tokens included."""
-        return self.encoding.n_vocab
-
-    @property
-    def end_of_text(self) -> int:
-        return self.encoding.eot_token
+    vocabulary_size: int  # one more than the largest id, special and added tokens included
+    end_of_text: int | None
+    cuttable: bool  # whether no token crosses a SAFE_CUT
+    encode_text: Callable[[str], NDArray[np.uint32]]
+    decode: Callable[[list[int]], str]
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """One of tiktoken's encodings, from the vocabularies in data/vocab.
+def load_encoding(name: str) -> Tokenizer:
+    """One of ENCODINGS as a Tokenizer.
 
     Raises:
-        ConfigError: if the name is unknown.
         TokenizerError: if its vocabulary file is missing or damaged.
     """
-    if name not in ENCODINGS:
-        near = get_close_matches(name, ENCODINGS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(ENCODINGS)}"
-        raise ConfigError(f"--tokenizer {name!r} is not known; {hint}")
+    encoding, sha256 = tiktoken_encoding(name)
+
+    def encode_text(text: str) -> NDArray[np.uint32]:
+        try:
+            return encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError as error:  # as on a million spaces
+            reason = str(error).partition(": ")[2].rstrip(".") or error
+            raise TokenizerError(
+                f"a run of white space too long for {name} ({reason}); shorten it"
+            ) from error
+
+    return Tokenizer(
+        name=name,
+        library="tiktoken",
+        vocabulary_sha256=sha256,
+        vocabulary_size=encoding.n_vocab,
+        end_of_text=encoding.eot_token,
+        cuttable=True,
+        encode_text=encode_text,
+        decode=encoding.decode,
+    )
+
+
+def tiktoken_encoding(name: str) -> tuple[tiktoken.Encoding, str]:
+    """One of ENCODINGS, from the vocabularies in data/vocab, and the hash of its ranks.
+
+    Raises:
+        TokenizerError: if its vocabulary file is missing or damaged.
+    """
     hashes: list[str] = []
 
     def load_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
         hashes.append(expected_hash)
         return read_ranks(VOCABULARIES / f"{url.rpartition('/')[2]}.gz", expected_hash)
 
-    def load_gpt2_ranks(**_: str) -> dict[bytes, int]:
-        # GPT-2's own files hold the same ranks as r50k_base in an older notation.
-        parameters = _with_loaders("r50k_base", load_tiktoken_bpe=load_ranks)()
-        return cast(dict[bytes, int], parameters["mergeable_ranks"])
+    return tiktoken.Encoding(**_parameters(name, load_ranks)), hashes[0]
 
-    loaders: dict[str, Callable[..., Any]] = {
-        "load_tiktoken_bpe": load_ranks,
-        "data_gym_to_mergeable_bpe_ranks": load_gpt2_ranks,
-        "o200k_base": _with_loaders("o200k_base", load_tiktoken_bpe=load_ranks),
-    }
-    parameters = _with_loaders(name, **loaders)()
-    return Tokenizer(tiktoken.Encoding(**parameters), hashes[0])
+
+def patterns() -> frozenset[str]:
+    """The regular expressions by which ENCODINGS cut text into pieces."""
+    return frozenset(
+        _parameters(name, lambda url, expected_hash: {})["pat_str"] for name in ENCODINGS
+    )
 
 
 def read_ranks(path: Path, expected_sha256: str) -> dict[bytes, int]:
@@ -122,12 +139,12 @@ def read_ranks(path: Path, expected_sha256: str) -> dict[bytes, int]:
 def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
     """The ids of one document that comes in pieces: the same as of the whole text at once.
 
-    Holds the longest stretch between two safe cuts, or about STRETCH characters. Text that looks
-    like a special token is ordinary text.
+    Holds the longest stretch between two safe cuts, or about STRETCH characters; of a tokenizer
+    that cannot be cut, the whole document.
 
     Raises:
-        TokenizerError: if there is no safe cut in LONGEST characters, or tiktoken gives up on a
-            stretch; it is the text of the latest pieces.
+        TokenizerError: if more than LONGEST characters would have to be held, or the library gives
+            up on a stretch; it is the text of the latest pieces.
     """
     held: list[str] = []
     length, enough = 0, STRETCH
@@ -136,10 +153,17 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[NDArray[np.u
         length += len(piece)
         if length < enough:
             continue
+        if not tokenizer.cuttable:
+            if length > LONGEST:
+                raise TokenizerError(
+                    f"more than {LONGEST:,} characters, and {tokenizer.name} cannot be given a "
+                    "document in parts, for its tokens may cross any place; split the document"
+                )
+            continue
         text = "".join(held)
         cut = last_safe_cut(text)
         if cut:
-            yield encode_text(tokenizer, text[:cut])
+            yield tokenizer.encode_text(text[:cut])
         held = [text[cut:]]
         length = len(text) - cut
         if length > LONGEST:
@@ -152,22 +176,7 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[NDArray[np.u
         enough = STRETCH if cut else min(2 * length, LONGEST + 1)
     text = "".join(held)
     if text:
-        yield encode_text(tokenizer, text)
-
-
-def encode_text(tokenizer: Tokenizer, text: str) -> NDArray[np.uint32]:
-    """The ids of a text, none of them special.
-
-    Raises:
-        TokenizerError: if tiktoken gives up, as on a million spaces.
-    """
-    try:
-        return tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
-    except ValueError as error:
-        reason = str(error).partition(": ")[2].rstrip(".") or error
-        raise TokenizerError(
-            f"a run of white space too long for {tokenizer.name} ({reason}); shorten it"
-        ) from error
+        yield tokenizer.encode_text(text)
 
 
 def last_safe_cut(text: str) -> int:
@@ -182,6 +191,22 @@ def last_safe_cut(text: str) -> int:
         if start == 0:
             return 0
         reach *= 8
+
+
+def _parameters(name: str, load_ranks: Callable[[str, str], dict[bytes, int]]) -> dict[str, Any]:
+    """What tiktoken makes an encoding of, its ranks from load_ranks(url, expected_hash)."""
+
+    def load_gpt2_ranks(**_: str) -> dict[bytes, int]:
+        # GPT-2's own files hold the same ranks as r50k_base in an older notation.
+        parameters = _with_loaders("r50k_base", load_tiktoken_bpe=load_ranks)()
+        return cast(dict[bytes, int], parameters["mergeable_ranks"])
+
+    loaders: dict[str, Callable[..., Any]] = {
+        "load_tiktoken_bpe": load_ranks,
+        "data_gym_to_mergeable_bpe_ranks": load_gpt2_ranks,
+        "o200k_base": _with_loaders("o200k_base", load_tiktoken_bpe=load_ranks),
+    }
+    return _with_loaders(name, **loaders)()
 
 
 def _with_loaders(name: str, **loaders: Callable[..., Any]) -> Callable[[], dict[str, Any]]:

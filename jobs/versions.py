@@ -4,11 +4,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
-def versions() -> dict[str, str | None]:
-    """Versions by package; None for what is not installed."""
-    return {
-        name: _version(name) for name in ("qkvmill", "torch", "triton", "tiktoken", "safetensors")
-    }
+def versions(*libraries: str) -> dict[str, str | None]:
+    """Versions by package, of what always shapes bytes and of more; None for what is absent."""
+    always = ("qkvmill", "torch", "triton", "safetensors")
+    return {name: _version(name) for name in (*always, *libraries)}
 
 
 @cache

@@ -157,12 +157,15 @@ def serve() -> None:
 
     from jobs import run as job
     from jobs import stream
-    from jobs.tokenizer import load_tokenizer
+    from jobs.choose_tokenizer import tokenizer_of
+    from jobs.tokenizer import load_encoding
 
     # Made once for all forks; the names of others are still refused.
-    tokenizer = load_tokenizer("gpt2")
+    tokenizer = load_encoding("gpt2")
     vars(stream)["PART_TOKENS"] = PART_TOKENS
-    vars(job)["load_tokenizer"] = lambda name: tokenizer if name == "gpt2" else load_tokenizer(name)
+    vars(job)["tokenizer_of"] = lambda config: (
+        tokenizer if config.tokenizer == "gpt2" else tokenizer_of(config)
+    )
     scratch = Path(os.environ.get("TMPDIR", "/tmp")) / f"qkvmill-lab-{os.getpid()}"
     scratch.mkdir()
     try:

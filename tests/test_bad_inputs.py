@@ -125,6 +125,18 @@ def weights_job(p: Place, path: Path | str) -> Arguments:
     return ["run", corpus(p), "--out", p.out, "--context-length", 16, "--weights", path]
 
 
+def tokenizer_json(p: Place, data: Any, *options: object) -> Arguments:
+    """A job with this tokenizer.json; an end of text is not needed unless options say so."""
+    text = data if isinstance(data, bytes) else json.dumps(data).encode()
+    folder = file_with(p, text, "tokenizer.json").parent
+    return job(p, "--separator", "none", "--tokenizer", folder, *options)
+
+
+def model(**changes: Any) -> dict[str, Any]:
+    """The least tokenizer.json, with values of its model changed."""
+    return {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], **changes}}
+
+
 def headed(p: Place, header: Any, data: bytes = b"") -> Arguments:
     """A job with a weights file of this header."""
     return weights_job(p, header_file(p, header, data))
@@ -133,6 +145,12 @@ def headed(p: Place, header: Any, data: bytes = b"") -> Arguments:
 def made(p: Place, name: str, make: Callable[[Path], object]) -> Path:
     make(p.folder / name)
     return p.folder / name
+
+
+def sparse(path: Path) -> None:
+    """A file that is larger than what it takes on the disk."""
+    with path.open("wb") as file:
+        file.truncate(200_000_000)
 
 
 def full(p: Place) -> Path:
@@ -251,7 +269,59 @@ OPTIONS: list[Case] = [
     ("expand-device", lambda p: ["expand", compact(p), "--out", p.out, "--device", "x"], 2, "'x'"),
     ("tokenizer-empty", lambda p: job(p, "--tokenizer", ""), 2, "--tokenizer ''"),
     ("tokenizer-escape", lambda p: job(p, "--tokenizer", ESCAPE), 2, r"\x1b]0;owned"),
-    ("tokenizer-path", lambda p: job(p, "--tokenizer", "/etc/passwd"), 2, "'/etc/passwd'"),
+    ("tokenizer-text", lambda p: job(p, "--tokenizer", "/etc/passwd"), 1, "passwd is not JSON"),
+    ("tokenizer-near", lambda p: job(p, "--tokenizer", "gpt-2"), 2, "did you mean gpt2?"),
+    ("tokenizer-nul", lambda p: config(p, r'tokenizer = "a\u0000b"'), 2, r"'a\x00b' is not known"),
+    ("tokenizer-long", lambda p: job(p, "--tokenizer", "t" * 5000), 2, "is not known"),
+    ("tokenizer-folder", lambda p: job(p, "--tokenizer", p.folder), 1, "holds no tokenizer.json"),
+    ("tokenizer-fifo", lambda p: job(p, "--tokenizer", made(p, "t", os.mkfifo)), 1,
+     "t is not a regular file"),
+    ("tokenizer-device", lambda p: job(p, "--tokenizer", "/dev/zero"), 1, "is not a regular file"),
+    ("tokenizer-loop", lambda p: job(p, "--tokenizer", made(p, "t", lambda f: f.symlink_to(f))), 1,
+     "t could not be read: Too many levels"),
+    ("tokenizer-loop-within", lambda p: job(p, "--tokenizer", made(
+        p, "tokenizer.json", lambda f: f.symlink_to(f)
+    ).parent), 1, "tokenizer.json could not be read: Too many levels"),
+    ("tokenizer-folder-within", lambda p: job(
+        p, "--tokenizer", made(p, "tokenizer.json", os.mkdir).parent
+    ), 1, "tokenizer.json is not a regular file"),
+    ("tokenizer-large", lambda p: job(p, "--tokenizer", made(p, "t.json", sparse)), 1,
+     "t.json has more than 100,000,000 bytes"),
+    ("tokenizer-sentencepiece", lambda p: tokenizer_json(p, b"\n\x0e\n\x05<unk>\x15\xff"), 1,
+     "tokenizer.json is not JSON"),
+    ("tokenizer-tiktoken", lambda p: tokenizer_json(p, b"IQ== 0\nIg== 1\n"), 1, "is not JSON"),
+    ("tokenizer-deep", lambda p: tokenizer_json(p, b"[" * 99_999), 1, "is not JSON"),
+    ("tokenizer-deep-within", lambda p: tokenizer_json(
+        p, b'{"model": {"vocab": {}, "x": ' + b"[" * 300 + b"]" * 300 + b"}}"
+    ), 1, "tokenizer.json cannot be used"),
+    ("tokenizer-list", lambda p: tokenizer_json(p, []), 1, "is not an object"),
+    ("tokenizer-object", lambda p: tokenizer_json(p, {}), 1, "is no tokenizer.json"),
+    ("tokenizer-odd-model", lambda p: tokenizer_json(p, model(type="Psychic")), 1,
+     "tokenizer.json cannot be used"),
+    ("tokenizer-odd-vocab", lambda p: tokenizer_json(p, model(vocab=7)), 1, "is no tokenizer.json"),
+    ("tokenizer-no-tokens", lambda p: tokenizer_json(p, model(vocab={})), 1, "has no tokens"),
+    ("tokenizer-huge-id", lambda p: tokenizer_json(p, model(vocab={"a": 2**32 - 1})), 1,
+     "the id 4294967295, beyond"),
+    ("tokenizer-other-id", lambda p: tokenizer_json(p, model() | {"added_tokens": [
+        {"id": 5, "content": ESCAPE, "special": True, "normalized": False, "lstrip": False,
+         "rstrip": False, "single_word": False}
+    ]}), 1, r"31m' the id 5, where it can only be 1"),
+    ("tokenizer-panics", lambda p: tokenizer_json(p, model() | {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    }), 1, "tokenizer.json cannot be used (Precompiled"),
+    ("tokenizer-no-unk", lambda p: tokenizer_json(p, model(
+        type="WordLevel", unk_token="?"
+    )), 1, "a.txt holds, before byte 243, what"),
+    ("tokenizer-no-separator", lambda p: tokenizer_json(p, model(), "--separator", "eot"), 2,
+     "give --separator none"),
+    ("tokenizer-config-damaged", lambda p: [
+        file_with(p, "{", "tokenizer_config.json"), *tokenizer_json(p, model())
+    ][1:], 1, "tokenizer_config.json is not JSON"),
+    ("inspect-tokenizer-alone", lambda p: ["inspect", full(p), "--tokenizer", "gpt2"], 2,
+     "--tokenizer has no effect without --window"),
+    ("inspect-other-tokenizer", lambda p: [
+        "inspect", full(p), "--window", 0, "--tokenizer", "gpt2"
+    ], 1, "--tokenizer 'gpt2' is not the tokenizer 'cl100k_base'"),
     ("export-escape", lambda p: job(p, "--export", ESCAPE), 2, r"\x1b]0;owned"),
     ("positions", lambda p: job(p, "--positions", "rope"), 2, "'rope'"),
     ("endless-windows", lambda p: job(p, "--sampling", "random", "--batches", 10**18), 1, "disk"),
@@ -360,7 +430,7 @@ WEIGHTS: list[Case] = [
     ("index", lambda p: weights_job(
         p, file_with(p, '{"weight_map": {"a": "../../b.safetensors"}}', "w.index.json")
     ), 1, "w.index.json is not a safetensors file"),
-    ("weights-folder", lambda p: weights_job(p, p.folder), 1, "is not a regular file"),
+    ("weights-folder", lambda p: weights_job(p, p.folder), 1, "holds no tokenizer.json"),
     ("weights-fifo", lambda p: weights_job(p, made(p, "w", os.mkfifo)), 1, "is not a regular file"),
     ("weights-device", lambda p: weights_job(p, "/dev/zero"), 1, "is not a regular file"),
     ("weights-loop", lambda p: weights_job(

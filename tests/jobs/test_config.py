@@ -15,7 +15,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     default = config()
     assert default.seeded_widths == (768, 12, 12)
     assert default.window_stride == 1024
-    assert (default.tokenizer, default.dtype, default.layout) == ("cl100k_base", "float32", "bhtd")
+    assert (default.tokenizer, default.dtype, default.layout) == (None, "float32", "bhtd")
 
 
 def test_the_record_fills_in_defaults_and_names_no_place() -> None:
@@ -24,7 +24,7 @@ def test_the_record_fills_in_defaults_and_names_no_place() -> None:
         record["d_model"], record["heads"], record["kv_heads"],
         record["positions"], record["vocab_size"], record["stride"],
     ) == (768, 6, 6, "sinusoidal", "encoding", 3)  # fmt: skip
-    assert not {"corpus", "out", "weights", "device", "overwrite"} & record.keys()
+    assert not {"corpus", "out", "tokenizer", "weights", "device", "overwrite"} & record.keys()
 
 
 def test_the_order_of_exports_does_not_matter() -> None:

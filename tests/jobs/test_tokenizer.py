@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from jobs import tokenizer as tokenizers
+from jobs.choose_tokenizer import load_tokenizer
 from jobs.errors import ConfigError, TokenizerError
-from jobs.tokenizer import ENCODINGS, Tokenizer, encode, encode_text, last_safe_cut, load_tokenizer
+from jobs.tokenizer import (
+    ENCODINGS,
+    Tokenizer,
+    encode,
+    last_safe_cut,
+    load_encoding,
+    tiktoken_encoding,
+)
 from tests.helpers import DATA, GOLDEN
 
 SPECIAL = "a <|endoftext|> b <|fim_prefix|> c <|endofprompt|>"
@@ -35,7 +43,7 @@ LOADED: dict[str, Tokenizer] = {}
 
 def loaded(name: str) -> Tokenizer:
     if name not in LOADED:
-        LOADED[name] = load_tokenizer(name)
+        LOADED[name] = load_encoding(name)
     return LOADED[name]
 
 
@@ -63,7 +71,7 @@ def test_the_seven_encodings_are_there() -> None:
 
 def test_the_notebooks_tokens() -> None:
     assert len(GOLDEN["text"]) == 60
-    ids = encode_text(loaded("cl100k_base"), GOLDEN["text"])
+    ids = loaded("cl100k_base").encode_text(GOLDEN["text"])
     assert ids.tolist() == GOLDEN["token_ids"]
     assert (len(ids), ids.max()) == (69, 92877)
 
@@ -87,7 +95,7 @@ def test_each_encodings_published_numbers(
     assert (name, size, end_of_text) == (
         tokenizer.name, tokenizer.vocabulary_size, tokenizer.end_of_text
     )  # fmt: skip
-    assert encode_text(tokenizer, "hello world").tolist() == hello_world
+    assert tokenizer.encode_text("hello world").tolist() == hello_world
 
 
 @pytest.mark.parametrize("name", [n for n in ENCODINGS if n != "gpt2"])
@@ -96,23 +104,23 @@ def test_equals_tiktokens_own_encoding(
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tiktokens_cache))
     theirs = tiktoken.get_encoding(name)
-    assert theirs._special_tokens == loaded(name).encoding._special_tokens
+    assert theirs._special_tokens == tiktoken_encoding(name)[0]._special_tokens
     for text in [*sample_texts(), SPECIAL]:
-        assert theirs.encode_ordinary(text) == encode_text(loaded(name), text).tolist()
+        assert theirs.encode_ordinary(text) == loaded(name).encode_text(text).tolist()
 
 
 def test_gpt2_equals_r50k_base() -> None:
     for text in sample_texts():
-        expected = encode_text(loaded("r50k_base"), text)
-        assert np.array_equal(expected, encode_text(loaded("gpt2"), text))
+        expected = loaded("r50k_base").encode_text(text)
+        assert np.array_equal(expected, loaded("gpt2").encode_text(text))
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_text_that_looks_special_is_ordinary(name: str) -> None:
     tokenizer = loaded(name)
-    ids = encode_text(tokenizer, SPECIAL)
-    assert tokenizer.encoding.decode(ids.tolist()) == SPECIAL
-    assert not set(ids.tolist()) & set(tokenizer.encoding._special_tokens.values())
+    ids = tokenizer.encode_text(SPECIAL)
+    assert tokenizer.decode(ids.tolist()) == SPECIAL
+    assert not set(ids.tolist()) & set(tiktoken_encoding(name)[0]._special_tokens.values())
 
 
 TROUBLE = st.text(
@@ -143,10 +151,10 @@ TROUBLE = st.text(
 @given(text=TROUBLE)
 def test_cutting_at_a_safe_place_changes_no_token(name: str, text: str) -> None:
     tokenizer = loaded(name)
-    whole = encode_text(tokenizer, text).tolist()
+    whole = tokenizer.encode_text(text).tolist()
     for match in tokenizers.SAFE_CUT.finditer(text):
         at = match.start()
-        halves = [*encode_text(tokenizer, text[:at]), *encode_text(tokenizer, text[at:])]
+        halves = [*tokenizer.encode_text(text[:at]), *tokenizer.encode_text(text[at:])]
         assert whole == halves, (at, text)
 
 
@@ -158,8 +166,8 @@ def test_every_safe_place_of_the_sample_corpus_changes_no_token(name: str) -> No
         # Pieces end at every safe place at once: if one changed a token, the ids would differ.
         places = [0, *(m.start() for m in tokenizers.SAFE_CUT.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in itertools.pairwise(places)]
-        ids = [i for piece in pieces for i in encode_text(tokenizer, piece).tolist()]
-        assert encode_text(tokenizer, text).tolist() == ids
+        ids = [i for piece in pieces for i in tokenizer.encode_text(piece).tolist()]
+        assert tokenizer.encode_text(text).tolist() == ids
         cuts += len(places) - 2
     assert cuts > 10_000
 
@@ -175,7 +183,7 @@ def test_a_document_in_pieces_gives_the_ids_of_the_whole(
         text = text[:5000]
         pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
         ids = np.concatenate(list(encode(tokenizer, pieces)))
-        assert np.array_equal(encode_text(tokenizer, text), ids)
+        assert np.array_equal(tokenizer.encode_text(text), ids)
 
 
 def test_chinese_without_a_newline_is_cut_before_its_commas_and_full_stops() -> None:
@@ -183,7 +191,7 @@ def test_chinese_without_a_newline_is_cut_before_its_commas_and_full_stops() -> 
     text = "小沈阳江西演唱会，邀请沈春。" * 60_000
     stretches = list(encode(tokenizer, [text[i : i + 50_000] for i in range(0, len(text), 50_000)]))
     assert len(stretches) > 2
-    assert np.array_equal(encode_text(tokenizer, text), np.concatenate(stretches))
+    assert np.array_equal(tokenizer.encode_text(text), np.concatenate(stretches))
 
 
 def test_text_without_a_safe_place_beyond_the_limit_is_refused_before_it_is_held(
@@ -213,13 +221,13 @@ def test_text_without_a_safe_place_beyond_the_limit_is_refused_before_it_is_held
 )
 def test_what_tiktoken_gives_up_on_is_an_error(name: str, text: str) -> None:
     with pytest.raises(TokenizerError, match=f"a run of white space too long for {name}"):
-        encode_text(loaded(name), text)
+        loaded(name).encode_text(text)
 
 
 def test_text_without_a_safe_place_is_kept_whole_at_linear_cost() -> None:
     pieces = ["雪" * 1000] * 400
     (ids,) = encode(loaded("o200k_base"), iter(pieces))
-    assert loaded("o200k_base").encoding.decode(ids.tolist()) == "雪" * 400_000
+    assert loaded("o200k_base").decode(ids.tolist()) == "雪" * 400_000
 
 
 def test_only_a_stretch_of_a_long_document_is_held() -> None:

@@ -1,0 +1,111 @@
+"""Which tokenizer is meant: one of tiktoken's by name, or that of a model's folder or file."""
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.errors import ConfigError, TokenizerError
+from jobs.hf_tokenizer import FILE, load_file
+from jobs.tokenizer import ENCODINGS, Tokenizer, load_encoding
+
+DEFAULT = "cl100k_base"
+
+
+def tokenizer_of(config: JobConfig) -> Tokenizer:
+    """The tokenizer of a job.
+
+    Raises:
+        ConfigError: if --tokenizer is unknown, or has no token for the job's separator.
+        TokenizerError: if it cannot be used.
+    """
+    tokenizer = load_tokenizer(resolve(config))
+    if config.separator == "eot" and tokenizer.end_of_text is None:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name} names no end-of-text token to stand between "
+            "documents; give --separator none"
+        )
+    return tokenizer
+
+
+def resolve(config: JobConfig) -> str | Path:
+    """Where a job's tokenizer is: --tokenizer, else the folder of --weights, else cl100k_base.
+
+    Raises:
+        TokenizerError: if the folder of --weights would have to hold it and does not.
+    """
+    if config.tokenizer is not None:
+        return config.tokenizer
+    if config.weights is None or not os.path.isdir(config.weights):
+        return DEFAULT
+    if not os.path.lexists(config.weights / FILE):
+        raise TokenizerError(
+            f"--weights {config.weights} holds no {FILE}; give --tokenizer, that of the model"
+        )
+    return config.weights
+
+
+def load_tokenizer(place: str | Path) -> Tokenizer:
+    """The tokenizer of a name of tiktoken's, or else of a folder or a tokenizer.json.
+
+    Args:
+        place: as --tokenizer has it; a Path is never taken for a name.
+
+    Raises:
+        ConfigError: if it is none of these.
+        TokenizerError: if it cannot be used.
+    """
+    if isinstance(place, str) and place in ENCODINGS:
+        return load_encoding(place)
+    if place and os.path.lexists(place):
+        return load_file(Path(place))
+    near = get_close_matches(str(place), ENCODINGS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(ENCODINGS)}"
+    raise ConfigError(
+        f"--tokenizer {str(place)!r} is not known, nor is it a model's folder or a {FILE}; {hint}"
+    )
+
+
+def tokenizer_of_export(export: Path, record: Mapping[str, Any], given: str | None) -> Tokenizer:
+    """The tokenizer that an export was made with, to decode its ids.
+
+    Args:
+        record: the manifest's section `tokenizer`.
+        given: its place as --tokenizer has it, needed where it is none of tiktoken's.
+
+    Raises:
+        ConfigError, TokenizerError: if it is not known, cannot be used, or is another.
+    """
+    name = record["name"]
+    if given is None and name not in ENCODINGS:
+        raise TokenizerError(
+            f"{export} was made with the tokenizer {name!r}, which is not known by its name alone; "
+            "give its folder or tokenizer.json as --tokenizer"
+        )
+    tokenizer = load_tokenizer(name if given is None else given)
+    if tokenizer.vocabulary_sha256 == record["vocabulary_sha256"]:
+        return tokenizer
+    if given is None:
+        raise TokenizerError(
+            f"{export} was made with another vocabulary under the name {name}; "
+            "give its folder or tokenizer.json as --tokenizer"
+        )
+    raise TokenizerError(
+        f"--tokenizer {given!r} is not the tokenizer {name!r} that {export} was made with: "
+        "its hash is another"
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, where: str) -> None:
+    """Raise ConfigError if a tokenizer has more tokens than an embedding has rows.
+
+    Args:
+        where: whose embedding it is, such as "--weights DIR".
+    """
+    if tokenizer.vocabulary_size > rows:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocabulary_size} tokens, more than the "
+            f"{rows} rows of the embedding of {where}; give --tokenizer of that model"
+        )
