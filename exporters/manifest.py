@@ -270,7 +270,11 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "norm": _one_of("none", "layernorm", "rmsnorm"),
         "positions": _one_of("sinusoidal", "learned", "rope", "none"),
         "dtype": _one_of(*DTYPES),
-        **dict.fromkeys(("eps", "embedding_scale"), _is_number),
+        **dict.fromkeys(("eps", "norm_offset", "embedding_scale"), _is_number),
+        "qk_norm": _one_of("none", "head", "all"),
+        "rotary_dims": _is_count,
+        "rotary_interleaved": lambda value: isinstance(value, bool),
+        "family": _or_none(_is_text),
     },
     "compute": {
         **dict.fromkeys(("device", "kernel", "reason"), _is_text),

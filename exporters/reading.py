@@ -153,10 +153,10 @@ def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSourc
     widths = {"heads": tables.heads, "kv_heads": tables.kv_heads, "head_dim": tables.head_dim}
     if {name: said.get(name) for name in widths} != widths:
         raise ExportError(f"{root / MANIFEST} has other widths than {TABLES}: {widths}")
-    if tables.position_table is not None and len(tables.position_table) < length:
-        raise ExportError(
-            f"{root / TABLES} has {len(tables.position_table)} positions, but windows have {length}"
-        )
+    try:
+        tables.check_length(length)
+    except ValueError as error:
+        raise ExportError(f"{root / TABLES}: {error}") from error
     layer = None
     if "features" in manifest.job["export"]:
         layer = load_layer(own_file(root, WEIGHTS), context_length=length)

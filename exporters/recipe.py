@@ -17,17 +17,33 @@ def recipe(manifest: Manifest) -> tuple[str, ...]:
     heads, kv_heads, head_dim = layer["heads"], layer["kv_heads"], layer["head_dim"]
     start = f'load_file("{STARTS}")["window_start"][i]' if stride is None else f"i * {stride}"
     parts = '[load_file(part)["input_ids"] for part in sorted(glob.glob("tokens/*"))]'
-    position = ' + t["position_table"]' if has_positions(manifest) else ""
+    added = layer["positions"] in ("sinusoidal", "learned")
+    position = ' + t["position_table"]' if added else ""
     lines = [
         "import glob, torch",
         "from safetensors.torch import load_file",
         f'i, t = 0, load_file("{TABLES}")',
         f"start = {start}",
         f"ids = torch.cat({parts})[start : start + {length}]",
-        'row = torch.searchsorted(t["token_ids"], ids)',
-        f'out = t["token_table"][row]{position}',
     ]
-    if has_positions(manifest) and layer["norm"] != "none":
+    if layer["positions"] == "rope":
+        pairs = layer["rotary_dims"] // 2
+        first, second = f":{pairs}", f"{pairs} : {2 * pairs}"
+        if layer["rotary_interleaved"]:
+            first, second = f"0 : {2 * pairs} : 2", f"1 : {2 * pairs} : 2"
+        turned = f"out.view({length}, -1, {head_dim})[:, :{heads + kv_heads}]"
+        lines += [
+            'out = t["token_table"][torch.searchsorted(t["token_ids"], ids)]',
+            f"a, b = {turned}[..., {first}], {turned}[..., {second}]",
+            'c, s = t["rotary_cos"][:, None], t["rotary_sin"][:, None]',
+            "a[:], b[:] = a * c - b * s, b * c + a * s",
+        ]
+    else:
+        lines += [
+            'row = torch.searchsorted(t["token_ids"], ids)',
+            f'out = t["token_table"][row]{position}',
+        ]
+    if added and layer["norm"] != "none":
         mean = ' - (t["token_means"][row] + t["position_means"])[:, None]'
         mean = mean if layer["norm"] == "layernorm" else ""
         lines.append(f'x = t["token_features"][row] + t["position_features"]{mean}')
@@ -38,8 +54,3 @@ def recipe(manifest: Manifest) -> tuple[str, ...]:
         f".transpose(0, 1).split([{heads}, {kv_heads}, {kv_heads}])"
     )
     return tuple(lines)
-
-
-def has_positions(manifest: Manifest) -> bool:
-    """Whether the layer adds positions, so that A is not finished."""
-    return manifest.layer is not None and manifest.layer["positions"] != "none"

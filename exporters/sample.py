@@ -24,7 +24,7 @@ SEED = 0
 MEASURE = 4096  # tokens of which torch's error is a fair measure; of a few it may be too small
 COMPUTED = ("x", "y", "q", "k", "v")
 SCALARS = ("vocabulary_size", "d_model", "heads", "kv_heads", "head_dim", "norm", "eps",
-           "positions", "embedding_scale")  # fmt: skip
+           "norm_offset", "positions", "rotary_interleaved", "embedding_scale")  # fmt: skip
 TF32_BITS = -(1 << 13)  # of a float32, without the 13 last bits of the fraction
 
 
@@ -220,7 +220,7 @@ def _project_in_tf32(layer: FirstLayer, ids: Tensor) -> tuple[Tensor, Tensor, Te
         k_weight=cut(layer.k_weight),
         v_weight=cut(layer.v_weight),
         position=None,
-        positions="none",
+        positions="none" if layer.rotary is None else "rope",
         norm="none",
         norm_weight=None,
         norm_bias=None,

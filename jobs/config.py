@@ -45,6 +45,7 @@ class JobConfig:
     separator: Literal["eot", "none"] = "eot"
     weights: Path | None = None
     positions: Positions | None = None
+    pre_rope: bool = False
     vocab_size: str | None = None  # "encoding", "corpus" or a number
     export: tuple[str, ...] = ("tokens", "qkv")
     artifact: Literal["full", "compact"] = "full"
@@ -94,6 +95,8 @@ class JobConfig:
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
                     raise ConfigError(f"--{option} has no effect without --export features or qkv")
+        if self.pre_rope and "qkv" not in self.export:
+            raise ConfigError("--pre-rope has no effect without --export qkv")
         if self.vocab_size is not None:
             if self.weights is not None:
                 raise ConfigError("--vocab-size has no effect with --weights; leave it out")
@@ -117,6 +120,15 @@ class JobConfig:
                 raise ConfigError(
                     f"--heads {heads} cannot share --kv-heads {kv_heads} evenly; "
                     "give a divisor of the heads"
+                )
+            if self.positions == "rope" and d_model // heads % 2:
+                raise ConfigError(
+                    f"--positions rope turns pairs of values, but --d-model {d_model} and --heads "
+                    f"{heads} give heads of {d_model // heads}; give widths for an even one"
+                )
+            if self.pre_rope and self.seeded_positions != "rope":
+                raise ConfigError(
+                    f"--pre-rope has no effect: positions are {self.seeded_positions}; leave it out"
                 )
 
     def _check_artifact(self) -> None:
@@ -150,6 +162,11 @@ class JobConfig:
         return self.d_model or D_MODEL, heads, self.kv_heads or heads
 
     @property
+    def seeded_positions(self) -> Positions:
+        """The positions of a layer that is made from the seed."""
+        return self.positions or "sinusoidal"
+
+    @property
     def window_stride(self) -> int:
         """Tokens from one sequential window to the next."""
         return self.stride or self.context_length
@@ -172,7 +189,7 @@ class JobConfig:
             options["batches"] = self.random_batches
         if self.needs_layer and self.weights is None:
             options["d_model"], options["heads"], options["kv_heads"] = self.seeded_widths
-            options["positions"] = self.positions or "sinusoidal"
+            options["positions"] = self.seeded_positions
             options["vocab_size"] = self.vocab_size or "encoding"
         options["export"] = [name for name in EXPORTS if name in self.export]
         return options

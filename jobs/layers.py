@@ -1,6 +1,6 @@
 """Which first layer a job uses: from the weights file, or made from the seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exporters.errors import WeightsError
@@ -23,6 +23,8 @@ class LayerShape:
     head_dim: int
     norm: Norm
     positions: int  # T, or 0 where none are added
+    angles: int  # values of cos and sin of rotary positions, 2 * T * R/2, or 0
+    normed_heads: bool  # whether q and k are normalised after the projection
     bytes: int  # of all parameters, in the job's dtype
 
     @property
@@ -38,6 +40,7 @@ class LayerShape:
             d_model=self.d_model,
             total_width=self.total_width,
             norm=self.norm,
+            angles=self.angles,
         )
 
 
@@ -58,7 +61,22 @@ def load_weights(config: JobConfig) -> FirstLayer | None:
         kv_heads=config.kv_heads,
         positions=config.positions,
     )
-    return layer.to(DTYPES[config.dtype])
+    return _unturned(config, layer.to(DTYPES[config.dtype]))
+
+
+def _unturned(config: JobConfig, layer: FirstLayer) -> FirstLayer:
+    """The layer without its rotary positions where --pre-rope asks so.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    if not config.pre_rope:
+        return layer
+    if layer.rotary is None:
+        raise ConfigError(
+            f"--pre-rope has no effect: the layer's positions are {layer.positions}; leave it out"
+        )
+    return replace(layer, rotary_cos=None, rotary_sin=None, positions="none")
 
 
 def layer_shape(
@@ -76,6 +94,8 @@ def layer_shape(
             head_dim=loaded.head_dim,
             norm=loaded.norm,
             positions=0 if loaded.position is None else len(loaded.position),
+            angles=0 if loaded.rotary is None else 2 * loaded.rotary.cos.numel(),
+            normed_heads=loaded.q_norm is not None,
             bytes=sum(tensor.nbytes for tensor in loaded.tensors().values()),
         )
     if config.vocab_size == "corpus" and largest_id is None:
@@ -84,7 +104,10 @@ def layer_shape(
     d_model, heads, kv_heads = config.seeded_widths
     head_dim = d_model // heads
     width = (heads + 2 * kv_heads) * head_dim
-    positions = 0 if config.positions == "none" else config.context_length
+    added = config.seeded_positions in ("sinusoidal", "learned")
+    positions = config.context_length if added else 0
+    turns = config.seeded_positions == "rope" and not config.pre_rope
+    angles = config.context_length * head_dim if turns else 0
     parameters = (vocabulary_size + positions + width) * d_model + width
     return LayerShape(
         vocabulary_size=vocabulary_size,
@@ -94,7 +117,9 @@ def layer_shape(
         head_dim=head_dim,
         norm="none",
         positions=positions,
-        bytes=parameters * DTYPES[config.dtype].itemsize,
+        angles=angles,
+        normed_heads=False,
+        bytes=parameters * DTYPES[config.dtype].itemsize + 4 * angles,
     )
 
 
@@ -107,10 +132,10 @@ def make_layer(config: JobConfig, tokenizer: Tokenizer, largest_id: int) -> Firs
         heads=heads,
         kv_heads=kv_heads,
         context_length=config.context_length,
-        positions=config.positions or "sinusoidal",
+        positions=config.seeded_positions,
         seed=config.seed,
     )
-    return layer.to(DTYPES[config.dtype])
+    return _unturned(config, layer.to(DTYPES[config.dtype]))
 
 
 def check_ids(config: JobConfig, shape: LayerShape, largest_id: int) -> None:
@@ -134,6 +159,7 @@ def describe_layer(config: JobConfig, layer: FirstLayer, weights_sha256: str) ->
     return {
         "source": "seed" if config.weights is None else "weights",
         "file": None if config.weights is None else config.weights.name,
+        "family": None,
         "weights_sha256": weights_sha256,
         "vocabulary_size": layer.vocabulary_size,
         "d_model": layer.d_model,
@@ -142,7 +168,11 @@ def describe_layer(config: JobConfig, layer: FirstLayer, weights_sha256: str) ->
         "head_dim": layer.head_dim,
         "norm": layer.norm,
         "eps": layer.eps,
+        "norm_offset": layer.norm_offset,
+        "qk_norm": layer.qk_norm,
         "positions": layer.positions,
+        "rotary_dims": 0 if layer.rotary is None else 2 * layer.rotary.cos.shape[1],
+        "rotary_interleaved": layer.rotary_interleaved,
         "embedding_scale": layer.embedding_scale,
         "dtype": config.dtype,
     }

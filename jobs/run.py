@@ -143,6 +143,7 @@ def decide(
         rows=distinct + shape.positions,
         table_bytes=shape.table_bytes(distinct),
         d_model=shape.d_model,
+        normed_sums=shape.normed_heads and shape.positions > 0,
         device=backend.device,
         compact=config.artifact == "compact",
     )

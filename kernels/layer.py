@@ -97,27 +97,27 @@ class FirstLayer:
 
     def _check_heads(self) -> None:
         """Raise LayerError unless what is done to q and k fits their heads."""
-        for field, count in (("q_norm", self.heads), ("k_norm", self.kv_heads)):
-            weight = getattr(self, field)
-            widths = (self.head_dim, count * self.head_dim)
-            if weight is not None and (weight.ndim != 1 or len(weight) not in widths):
-                raise LayerError(
-                    f"{TENSOR_NAMES[field]} has shape {list(weight.shape)}, "
-                    f"but one of {widths[0]} or {widths[1]} values is needed"
-                )
+        norms = [weight for weight in (self.q_norm, self.k_norm) if weight is not None]
+        shapes = [list(weight.shape) for weight in norms]
+        all_heads = [[count * self.head_dim] for count in (self.heads, self.kv_heads)]
+        if shapes not in ([], 2 * [[self.head_dim]], all_heads):
+            raise LayerError(
+                f"q_norm.weight and k_norm.weight have shapes {shapes}, not those of a head "
+                f"[{self.head_dim}] or of all heads {all_heads}"
+            )
         tables = (self.rotary_cos, self.rotary_sin)
         if (self.positions == "rope") != all(table is not None for table in tables) or (
             (self.rotary_cos is None) != (self.rotary_sin is None)
         ):
             raise LayerError(f"positions are {self.positions}, which does not fit rotary.cos, .sin")
-        shapes = {tuple(table.shape) for table in tables if table is not None}
-        if any(len(shape) != 2 or not 2 <= 2 * shape[1] <= self.head_dim for shape in shapes):
+        sizes = [tuple(table.shape) for table in tables if table is not None]
+        if any(len(size) != 2 or not 2 <= 2 * size[1] <= self.head_dim for size in sizes):
             raise LayerError(
-                f"rotary.cos has shape {list(next(iter(shapes)))}, "
+                f"rotary.cos and rotary.sin have shapes {sizes}, "
                 f"not [T, R/2] with R at most the head width {self.head_dim}"
             )
-        if len(shapes) > 1:
-            raise LayerError("rotary.cos and rotary.sin have different shapes")
+        if len(set(sizes)) > 1:
+            raise LayerError(f"rotary.cos and rotary.sin have different shapes, {sizes}")
 
     @property
     def vocabulary_size(self) -> int:
@@ -141,6 +141,13 @@ class FirstLayer:
         if self.rotary_cos is None or self.rotary_sin is None:
             return None
         return Rotary(self.rotary_cos, self.rotary_sin, self.rotary_interleaved)
+
+    @property
+    def qk_norm(self) -> Literal["none", "head", "all"]:
+        """Whether q and k are normalised, head by head or all heads together."""
+        if self.q_norm is None:
+            return "none"
+        return "head" if len(self.q_norm) == self.head_dim else "all"
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters that are there, by field name."""

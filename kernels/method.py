@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from kernels.errors import MethodError
-from kernels.tables import LEAST_WIDTH
+from kernels.tables import LEAST_WIDTH, NORMED_SUMS
 
 Asked = Literal["auto", "direct", "tables"]
 
@@ -35,12 +35,14 @@ def choose_method(
     rows: int,
     table_bytes: int,
     d_model: int,
+    normed_sums: bool = False,
     device: torch.device,
     compact: bool = False,
 ) -> Method:
     """The method for a job that projects `tokens` tokens, with tables of `rows` rows.
 
-    `compact` says that the tables are what is exported, so that nothing else will do.
+    `normed_sums` says that q and k are normalised after a position was added. `compact` says that
+    the tables are what is exported, so that nothing else will do.
 
     Raises:
         MethodError: if tables are asked for and cannot be had.
@@ -53,6 +55,8 @@ def choose_method(
         obstacle = (
             f"tables are as exact as direct from d-model {LEAST_WIDTH} on, but it is {d_model}"
         )
+    elif normed_sums:
+        obstacle = NORMED_SUMS
     elif table_bytes > MEMORY_SHARE * memory:
         obstacle = (
             f"the tables take {table_bytes / 1e9:.1f} GB, more than half of the "

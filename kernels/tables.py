@@ -31,10 +31,7 @@ from kernels.rotary import Rotary
 
 BUILD_ROWS = 512  # of A and B that are computed at once, always as many: bits hang on nothing else
 LEAST_WIDTH = 8  # of d: below it, results of a few terms are exact in torch more often than here
-NO_TABLES_FOR_NORMED_SUMS = (
-    "q and k are normalised after a position was added, which is no sum of two tables; "
-    "give --method direct"
-)
+NORMED_SUMS = "q and k are normalised after a position was added, which is no sum of two tables"
 LOST = 0.5  # of the larger addend's norm: where the sum's is less, digits of A + B cancel
 
 
@@ -165,7 +162,7 @@ def build(
             f"but d-model is {layer.d_model}; give --method direct"
         )
     if layer.position is not None and (layer.q_norm is not None or layer.k_norm is not None):
-        raise LayerError(NO_TABLES_FOR_NORMED_SUMS)
+        raise LayerError(f"{NORMED_SUMS}; give --method direct")
     weight, constant = (tensor.to(device) for tensor in _fold(layer))
     total_width, d = weight.shape
     product = weight.new_empty(BUILD_ROWS, total_width)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exporters.errors import WeightsError
 from exporters.layerfile import load_layer, save_layer
-from kernels.layer import DTYPES, FirstLayer, Norm
+from kernels.layer import ANGLES, DTYPES, FirstLayer, Norm, rotary_table
 from kernels.positions import sinusoidal
 from tests.helpers import random_layer
 
@@ -77,6 +77,30 @@ def test_positions_can_be_asked_for_or_left_out(tmp_path: Path) -> None:
     assert layer.position is not None
     assert torch.equal(sinusoidal(7, 8), layer.position)
     assert load_layer(path, context_length=7, positions="none").position is None
+    layer = load_layer(path, context_length=7, positions="rope")
+    assert layer.position is None
+    assert layer.rotary is not None
+    assert torch.equal(rotary_table(7, 2).sin, layer.rotary.sin)
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half-split", "interleaved"])
+@pytest.mark.parametrize("qk_norm", ["none", "head", "all"])
+def test_what_is_done_to_q_and_k_comes_back(
+    tmp_path: Path, qk_norm: str, interleaved: bool
+) -> None:
+    layer = random_layer(
+        kv_heads=2, rotary=6, interleaved=interleaved, qk_norm=qk_norm, norm="rmsnorm",
+        norm_offset=1.0,
+    ).to(torch.bfloat16)  # fmt: skip
+    save_layer(tmp_path, "w.safetensors", layer)
+    back = load_layer(tmp_path / "w.safetensors", context_length=9)
+    assert (back.positions, back.qk_norm, back.norm_offset) == ("rope", qk_norm, 1.0)
+    assert back.rotary is not None
+    assert layer.rotary is not None
+    assert back.rotary.interleaved == interleaved
+    assert torch.equal(layer.rotary.cos[:9], back.rotary.cos)
+    for name in layer.tensors().keys() - set(ANGLES):
+        assert torch.equal(layer.tensors()[name], back.tensors()[name])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +163,33 @@ def test_positions_can_be_asked_for_or_left_out(tmp_path: Path) -> None:
         pytest.param(
             lambda t: plain(t, {"positions": "none"}, position__weight=torch.ones(9, 8)),
             {"heads": 4, "kv_heads": 2}, "its metadata says none", id="positions-none",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 4, "kv_heads": 2, "positions": "rope"},
+                            rotary__cos=torch.ones(3, 1), rotary__sin=torch.ones(3, 1)),
+            {}, "positions for 3 tokens", id="short-rotary",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 4, "kv_heads": 2}, rotary__cos=torch.ones(9, 1)),
+            {}, "does not fit rotary", id="half-rotary",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 4, "kv_heads": 2}, rotary__cos=torch.ones(9, 2),
+                            rotary__sin=torch.ones(9, 2)),
+            {}, "R at most the head width 2", id="wide-rotary",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 4, "kv_heads": 2},
+                            rotary__cos=torch.ones(9, 1, dtype=torch.float16)),
+            {}, "rotary.cos is not float32", id="half-precision-rotary",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 4, "kv_heads": 2}, q_norm__weight=torch.ones(2)),
+            {}, "q_norm.weight and k_norm.weight have shapes [[2]]", id="one-head-norm",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"rotary_interleaved": 1}), {}, "rotary_interleaved = 1",
+            id="metadata-interleaved",
         ),
         pytest.param(lambda t: plain(t, {"norm": "batch"}), {}, "norm = 'batch'", id="norm"),
         pytest.param(lambda t: plain(t, {"colour": 1}), {}, "colour = 1", id="unknown-key"),

@@ -15,19 +15,24 @@ from tests.helpers import random_layer, succeed, write_corpus
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
-@pytest.mark.parametrize("positions", ["learned", "none"])
+@pytest.mark.parametrize("positions", ["learned", "none", "rope", "interleaved"])
 @pytest.mark.parametrize("sampling", ["sequential", "random"])
 def test_the_lines_give_the_bits_of_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: str, positions: str, norm: Norm,
     dtype: str,
 ) -> None:  # fmt: skip
+    heads_norm = "head" if positions == "rope" else "none"
     corpus = write_corpus(tmp_path / "corpus", a="How vexingly quick daft zebras jump! " * 40)
-    layer = random_layer(d=48, heads=6, kv_heads=2, head_dim=8, norm=norm, vocabulary_size=100300)
+    layer = random_layer(
+        d=48, heads=6, kv_heads=2, head_dim=8, norm=norm, vocabulary_size=100300,
+        rotary={"rope": 8, "interleaved": 6}.get(positions, 0), qk_norm=heads_norm,
+        interleaved=positions == "interleaved", positions=positions == "learned",
+    )  # fmt: skip
     save_layer(tmp_path, "w.safetensors", layer)
     out = tmp_path / "out"
     succeed(
         "run", corpus, "--out", out, "--artifact", "compact", "--context-length", 16,
-        "--weights", tmp_path / "w.safetensors", "--positions", positions, "--dtype", dtype,
+        "--weights", tmp_path / "w.safetensors", "--dtype", dtype,
         "--sampling", sampling, "--device", "cpu",
     )  # fmt: skip
     lines = read_manifest(out).expand

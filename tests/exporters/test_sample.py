@@ -55,6 +55,7 @@ def second_shard(export: Path) -> Path:
         pytest.param("float32", ("--layout", "bthd", "--positions", "none"), id="bthd"),
         pytest.param("bfloat16", ("--layout", "bthd", "--stride", 5), id="bfloat16-bthd"),
         pytest.param("float16", ("--positions", "sinusoidal"), id="float16-sinusoidal"),
+        pytest.param("bfloat16", ("--positions", "rope"), id="bfloat16-rope"),
     ],
 )
 def test_what_a_run_wrote_is_what_float64_gives(

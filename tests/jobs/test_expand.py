@@ -45,13 +45,14 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "none"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rope", "none"])
 def test_expand_gives_the_bytes_of_a_full_run(
     tmp_path: Path, corpus: Path, positions: str, norm: Norm, dtype: str
 ) -> None:
     layer = random_layer(
-        d=48, heads=6, kv_heads=2, head_dim=8, norm=norm, vocabulary_size=VOCABULARY
-    )
+        d=48, heads=6, kv_heads=2, head_dim=8, norm=norm, vocabulary_size=VOCABULARY,
+        rotary=6 if positions == "rope" else 0, qk_norm="all" if positions == "rope" else "none",
+    )  # fmt: skip
     save_layer(tmp_path, "w.safetensors", layer)
     options = (
         "--weights", tmp_path / "w.safetensors", "--positions", positions, "--dtype", dtype,
@@ -68,7 +69,7 @@ def test_expand_gives_the_bytes_of_a_full_run(
         succeed("verify", out)
     windows = next(open_export(expanded).batches(10**6))
     found = [windows[name] for name in "qkv"]
-    if positions == "learned":
+    if positions in ("learned", "rope"):
         assert_within_rule(found, layer.to(DTYPES[dtype]), windows["input_ids"])
 
 

@@ -11,7 +11,7 @@ from jobs.outputs import allocate, shard_name, shard_tensors, windows_per_shard
 
 LAYER = LayerShape(
     vocabulary_size=100, d_model=64, heads=4, kv_heads=2, head_dim=16, norm="none", positions=8,
-    bytes=1,
+    angles=0, normed_heads=False, bytes=1,
 )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
         (*SMALL, "--artifact", "compact", "--no-save-weights", "--sampling", "random"),
         (*SMALL, "--method", "tables", "--no-save-weights"),
         (*SMALL, "--method", "direct"),
+        (*SMALL, "--artifact", "compact", "--positions", "rope"),
+        (*SMALL, "--artifact", "compact", "--positions", "rope", "--pre-rope"),
     ],
     ids=[
         "all",
@@ -34,6 +36,8 @@ ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
         "compact-random",
         "tables",
         "direct",
+        "rope",
+        "pre-rope",
     ],
 )
 def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, ...]) -> None:

@@ -110,7 +110,7 @@ def test_q_k_and_v_of_a_weights_file_are_within_the_error_rule(
     assert_within_rule(found, layer.to(DTYPES[dtype]), tensors["input_ids"])
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "none"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rope", "none"])
 def test_a_seeded_layer_is_made_as_in_plain_torch(
     tmp_path: Path, corpus: Path, positions: Any
 ) -> None:
@@ -128,6 +128,24 @@ def test_a_seeded_layer_is_made_as_in_plain_torch(
         assert torch.equal(tensor, stored.tensors()[name])
     tensors = shards(out)
     assert_within_rule([tensors[n] for n in "qkv"], layer, tensors["input_ids"])
+
+
+@pytest.mark.parametrize("method", ["direct", "tables"])
+def test_q_and_k_before_they_turn(tmp_path: Path, corpus: Path, method: str) -> None:
+    turned, before = tmp_path / "turned", tmp_path / "before"
+    common = (*SMALL, "--positions", "rope", "--method", method)
+    succeed("run", corpus, "--out", turned, *common)
+    succeed("run", corpus, "--out", before, *common, "--pre-rope")
+    layer = load_layer(turned / "weights.safetensors", context_length=16)
+    plain = load_layer(before / "weights.safetensors", context_length=16)
+    assert (layer.positions, plain.positions) == ("rope", "none")
+    expected, found = shards(turned), shards(before)
+    assert torch.equal(expected["v"], found["v"])
+    for name in "qk":
+        assert torch.equal(expected[name][:, :, 0], found[name][:, :, 0])  # position 0 turns by 0
+        rotated = reference.rotate(layer, found[name])
+        assert not torch.equal(expected[name], found[name])
+        assert torch.allclose(expected[name], rotated, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from kernels.method import Asked, Method, choose_method, total_memory
 CPU = torch.device("cpu")
 
 
-def choose(asked: Asked, compact: bool = False, **changes: int) -> Method:
+def choose(asked: Asked, compact: bool = False, **changes: Any) -> Method:
     counts = {"tokens": 1_000_000, "rows": 10_000, "table_bytes": 10**6, "d_model": 64}
-    return choose_method(asked, device=CPU, compact=compact, **(counts | changes))
+    given: dict[str, Any] = counts | changes
+    return choose_method(asked, device=CPU, compact=compact, **given)
 
 
 def test_tables_are_taken_where_tokens_repeat() -> None:
@@ -26,11 +28,12 @@ def test_tables_are_taken_where_tokens_repeat() -> None:
     [
         ({"tokens": 39_999}, "4.0 times the 10,000 rows that tables need"),
         ({"d_model": 7}, "from d-model 8 on, but it is 7"),
+        ({"normed_sums": True}, "normalised after a position was added"),
         ({"table_bytes": 10**15}, "tables take 1000000.0 GB, more than half"),
     ],
-    ids=["few-tokens", "narrow", "large"],
+    ids=["few-tokens", "narrow", "normed-sums", "large"],
 )
-def test_direct_is_taken_where_they_do_not_pay(counts: dict[str, int], reason: str) -> None:
+def test_direct_is_taken_where_they_do_not_pay(counts: dict[str, Any], reason: str) -> None:
     chosen = choose("auto", False, **counts)
     assert chosen.name == "direct"
     assert reason in chosen.reason
