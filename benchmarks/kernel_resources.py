@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import combine_triton
+from kernels import combine_triton, finish_triton
 from kernels.direct_triton import (
     EMBED_BLOCK_K,
     EMBED_BLOCK_M,
@@ -44,7 +44,7 @@ Pointers = dict[str, str]  # argument -> dtype of what it points to
 class Case:
     """One kernel to compile."""
 
-    kernel: str  # "project", "embed", "combine" or "lengths"
+    kernel: str  # "project", "finish", "embed", "combine" or "lengths"
     target: int
     dtype: str
     norm: str
@@ -55,6 +55,9 @@ class Case:
     tile: Tile
     precision: str
     ones: bool  # a window of one token: arguments that are 1 become constants
+    rotary: int = 0  # values of a head that turn
+    interleaved: bool = False
+    together: int = 1  # heads that are normalised together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +88,18 @@ def cases() -> list[Case]:
     small = {"d": 64, "heads": 4, "kv_heads": 4, "head_dim": 16}
     odd = {"d": 100, "heads": 5, "kv_heads": 5, "head_dim": 7}
     wide = {"d": 4096, "heads": 32, "kv_heads": 32, "head_dim": 128}
+    partial = {"d": 2560, "heads": 32, "kv_heads": 32, "head_dim": 80}
+    broad = {"d": 2048, "heads": 8, "kv_heads": 1, "head_dim": 256}
 
     def case(
         target: int, dtype: str, norm: str, widths: dict[str, int], *, kernel: str = "project",
         shared: int = HALF_TILE_SHARED_MEMORY, precision: str = "ieee", ones: bool = False,
+        **turning: Any,
     ) -> Case:  # fmt: skip
         tile = choose_tile(DTYPES[dtype], widths["d"], widths["head_dim"], shared)
         return Case(
             kernel=kernel, target=target, dtype=dtype, norm=norm, tile=tile, precision=precision,
-            ones=ones, **widths,
+            ones=ones, **widths, **turning,
         )  # fmt: skip
 
     found = []
@@ -107,6 +113,16 @@ def cases() -> list[Case]:
             for widths in (even, grouped, small, wide, odd):
                 for norm in ("none", "layernorm"):
                     found.append(case(target, dtype, norm, widths, kernel="combine"))
+            for widths, rotary in ((even, 64), (wide, 128), (partial, 32), (broad, 256), (odd, 6)):
+                found += [
+                    case(target, dtype, "none", widths, kernel="combine", rotary=rotary),
+                    case(target, dtype, "rmsnorm", widths, kernel="finish", rotary=rotary),
+                ]
+            found += [
+                case(target, dtype, "none", wide, kernel=kernel, rotary=128, interleaved=True)
+                for kernel in ("combine", "finish")
+            ]
+            found.append(case(target, dtype, "rmsnorm", wide, kernel="finish", together=32))
         found += [case(target, "fp32", norm, even, precision="tf32") for norm in NORMS]
         found += [case(target, "fp32", "layernorm", w, kernel="lengths") for w in (even, wide, odd)]
         found.append(case(target, "fp32", "none", odd, ones=True))
@@ -117,7 +133,10 @@ def cases() -> list[Case]:
 
 def compile_case(case: Case) -> Resources:
     """Compile one case to machine code and read what it takes."""
-    builders = {"project": _project, "embed": _embed, "combine": _combine, "lengths": _lengths}
+    builders = {
+        "project": _project, "finish": _finish, "embed": _embed, "combine": _combine,
+        "lengths": _lengths,
+    }  # fmt: skip
     kernel, constants, pointers = builders[case.kernel](case)
     if case.ones:
         constants["T"] = 1
@@ -142,11 +161,12 @@ def compile_case(case: Case) -> Resources:
         constexprs=constants,
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
-    combining = case.kernel in ("combine", "lengths")
+    fused = {"finish": finish_triton.FP_FUSION}
+    fused |= dict.fromkeys(("combine", "lengths"), combine_triton.FP_FUSION)
     options = {
         "num_warps": case.tile.num_warps if case.kernel == "project" else 4,
         "num_stages": case.tile.num_stages,
-        "enable_fp_fusion": combine_triton.FP_FUSION if combining else FP_FUSION,
+        "enable_fp_fusion": fused.get(case.kernel, FP_FUSION),
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", case.target, 32), options=options)
     ptx = compiled.asm["ptx"]
@@ -172,7 +192,7 @@ def compile_case(case: Case) -> Resources:
 
 
 def _project(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
-    names = ("e", "p", "norm_weight", "norm_bias", "w", "b", "q", "k", "v")
+    names = ("e", "p", "w", "b", "q", "k", "v")
     return project_kernel, {
         "D": case.d, "Q_WIDTH": case.heads * case.head_dim,
         "KV_WIDTH": case.kv_heads * case.head_dim, "HEAD_DIM": case.head_dim,
@@ -180,7 +200,9 @@ def _project(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
         "HAS_NORM_BIAS": case.norm == "layernorm", "HAS_BIAS": True, "PRECISION": case.precision,
         "BLOCK_M": case.tile.block_m, "BLOCK_N": case.tile.block_n, "BLOCK_K": case.tile.block_k,
         "GROUP": GROUP,
-    }, {"ids": "i32"} | dict.fromkeys(names, case.dtype)  # fmt: skip
+    }, {"ids": "i32", "norm_weight": "fp32", "norm_bias": "fp32"} | dict.fromkeys(
+        names, case.dtype
+    )  # fmt: skip
 
 
 def _embed(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
@@ -190,13 +212,25 @@ def _embed(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
 
 
 def _combine(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
-    tables = dict.fromkeys(("a", "b", "scale", "c"), "fp32")
+    tables = dict.fromkeys(("a", "b", "scale", "c", "cos", "sin"), "fp32")
     return combine_triton.combine_kernel, {
         "Q_WIDTH": case.heads * case.head_dim, "KV_WIDTH": case.kv_heads * case.head_dim,
-        "HEAD_DIM": case.head_dim, "HAS_POSITION": True, "HAS_NORM": case.norm != "none",
+        "HEAD_DIM": case.head_dim, "HAS_POSITION": case.rotary == 0,
+        "HAS_NORM": case.norm != "none", "PAIRS": case.rotary // 2,
+        "INTERLEAVED": case.interleaved,
         "BLOCK_M": combine_triton.tokens_per_program(case.head_dim),
         "BLOCK_N": combine_triton.BLOCK_N,
     }, {"rows": "i32"} | tables | dict.fromkeys("qkv", case.dtype)  # fmt: skip
+
+
+def _finish(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
+    return finish_triton.finish_kernel, {
+        "HEADS_TOGETHER": case.together, "HEAD_DIM": case.head_dim,
+        "NORM_WIDTH": case.together * case.head_dim, "HAS_NORM": case.norm != "none",
+        "PAIRS": case.rotary // 2, "INTERLEAVED": case.interleaved,
+        "BLOCK_M": finish_triton.BLOCK_M,
+        "BLOCK_D": triton.next_power_of_2((case.head_dim + 1) // 2),
+    }, {"out": case.dtype} | dict.fromkeys(("norm", "cos", "sin"), "fp32")  # fmt: skip
 
 
 def _lengths(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
@@ -229,7 +263,8 @@ def main() -> None:
         tile = f"{case.tile.block_m}x{case.tile.block_n}x{case.tile.block_k}"
         values = " ".join(f"{name} {value}" for name, value in asdict(resources).items())
         kind = f"{case.dtype} {case.precision} {case.norm} d{case.d} Hk{case.kv_heads}"
-        name = f"sm_{case.target} {case.kernel} {kind} {tile}{' T1' if case.ones else ''}"
+        turning = f" R{case.rotary}{'i' if case.interleaved else ''} x{case.together}"
+        name = f"sm_{case.target} {case.kernel} {kind} {tile}{turning}{' T1' if case.ones else ''}"
         print(f"{name:58} {values}", flush=True)
 
 

@@ -52,8 +52,8 @@ def finish_kernel(
     LEFT: tl.constexpr = HALVES - PAIRS  # pairs that do not turn; of an odd head, one is half empty
     i = tl.arange(0, BLOCK_D)
     if INTERLEAVED:
-        first = tl.where(i < PAIRS, 2 * i, PAIRS + i)
-        second = tl.where(i < PAIRS, 2 * i + 1, PAIRS + LEFT + i)
+        first = tl.where(i < PAIRS, i + i, PAIRS + i)
+        second = tl.where(i < PAIRS, i + i + 1, PAIRS + LEFT + i)
     else:
         first = tl.where(i < PAIRS, i, PAIRS + i)
         second = tl.where(i < PAIRS, PAIRS + i, PAIRS + LEFT + i)

@@ -26,6 +26,7 @@ def compiled() -> list[Case]:
 
 def name(case: Case) -> str:
     kind = f"{case['kernel']} {case['dtype']} {case['norm']} d{case['d']} Hk{case['kv_heads']}"
+    kind += f" R{case['rotary']} {'interleaved ' if case['interleaved'] else ''}x{case['together']}"
     return f"sm_{case['target']} {kind} {case['tile']}"
 
 
@@ -45,7 +46,8 @@ def test_every_target_dtype_and_norm_is_there(compiled: list[Case]) -> None:
         for dtype in ("fp32", "bf16", "fp16")
         for norm in ("none", "layernorm", "rmsnorm")
     }
-    combined = {(c["target"], c["dtype"], c["d"], c["norm"]) for c in combining(compiled)}
+    plain = [c for c in combining(compiled) if not c["rotary"]]
+    combined = {(c["target"], c["dtype"], c["d"], c["norm"]) for c in plain}
     assert combined == {
         (target, dtype, d, norm)
         for target in (80, 90, 100)
@@ -53,7 +55,22 @@ def test_every_target_dtype_and_norm_is_there(compiled: list[Case]) -> None:
         for d in (64, 100, 768, 4096)
         for norm in ("none", "layernorm")
     }
-    for kernel in ("project", "embed", "combine", "lengths"):
+    for kernel in ("combine", "finish"):
+        turning = {
+            (c["target"], c["dtype"], c["head_dim"], c["rotary"], c["interleaved"])
+            for c in compiled
+            if c["kernel"] == kernel and c["rotary"]
+        }
+        assert turning == {
+            (target, dtype, *heads)
+            for target in (80, 90, 100)
+            for dtype in ("fp32", "bf16", "fp16")
+            for heads in (
+                (64, 64, False), (80, 32, False), (256, 256, False), (7, 6, False),
+                (128, 128, False), (128, 128, True),
+            )
+        }  # fmt: skip
+    for kernel in ("project", "finish", "embed", "combine", "lengths"):
         odd = [c for c in compiled if c["kernel"] == kernel and c["d"] == 100]
         assert {c["target"] for c in odd} == {80, 90, 100}
 
@@ -81,7 +98,8 @@ def test_float32_is_summed_in_parts(compiled: list[Case]) -> None:
 
 
 def test_aligned_widths_store_16_bytes_at_once(compiled: list[Case]) -> None:
-    aligned = [c for c in compiled if c["d"] == 768 and c["kernel"] != "lengths"]
+    storing = [c for c in compiled if c["kernel"] in ("project", "embed", "combine")]
+    aligned = [c for c in storing if c["d"] == 768]
     assert [name(c) for c in aligned if not c["wide_stores"]] == []
 
 
@@ -90,6 +108,9 @@ def test_combining_loads_and_stores_16_bytes_and_nothing_less(compiled: list[Cas
     assert aligned
     assert [name(c) for c in aligned if not c["wide_loads"] or not c["wide_stores"]] == []
     assert [name(c) for c in aligned if c["narrow_loads"] or c["narrow_stores"]] == []
+    # A, its partner, cos and sin, 8 loads each; interleaved partners are taken one by one.
+    halves = [c for c in aligned if c["rotary"] and not c["interleaved"]]
+    assert [name(c) for c in halves if c["wide_loads"] < 32] == []
     lengths = [c for c in compiled if c["kernel"] == "lengths"]
     assert [name(c) for c in lengths if not c["wide_loads"]] == []
 
