@@ -23,6 +23,7 @@ from exporters.windows import STARTS, WindowPlan
 from kernels.dispatch import Backend, choose
 from kernels.layer import DTYPES
 from kernels.packed import pack
+from kernels.tables import Tables
 
 
 class Export:
@@ -84,19 +85,38 @@ class Export:
         for first in range(0, len(self), batch_size):
             yield self._read(first, min(first + batch_size, len(self)), place)
 
+    def tables(self, device: str | torch.device = "cpu") -> Tables:
+        """The tables of a compact export, on a device.
+
+        Raises:
+            DeviceError: if the device is not there.
+            ExportError: if the export is full, or a file of it cannot be read.
+        """
+        place = choose(str(device), DTYPES[self.manifest.job["dtype"]]).device
+        tables = self._source(place).tables if self.manifest.compact else None
+        if tables is None:
+            raise ExportError(f"{self.root} is a full export, which holds no tables")
+        return tables
+
+    def _source(self, device: torch.device) -> WindowSource:
+        """What the windows of a compact export are computed from, on a device."""
+        with garbled_is_damaged(self.root):
+            if device not in self._sources:
+                backend = choose(str(device), DTYPES[self.manifest.job["dtype"]])
+                self._sources[device] = open_source(self.root, self.manifest, backend)
+            return self._sources[device]
+
     def _read(self, first: int, stop: int, device: torch.device) -> dict[str, Tensor]:
         with garbled_is_damaged(self.root):
             if not self.manifest.compact:
                 return self._from_shards(first, stop, device)
-            if device not in self._sources:
-                backend = choose(str(device), DTYPES[self.manifest.job["dtype"]])
-                self._sources[device] = open_source(self.root, self.manifest, backend)
+            source = self._source(device)
             # Only now is it known that the files bear out what the manifest says of sizes.
             out = {
                 name: torch.empty((stop - first, *plan.shape), dtype=plan.dtype, device=device)
                 for name, plan in self._plans.items()
             }
-            fill(self._sources[device], first, stop, out)
+            fill(source, first, stop, out)
             return out
 
     def _from_shards(self, first: int, stop: int, device: torch.device) -> dict[str, Tensor]:

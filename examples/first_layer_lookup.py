@@ -1,0 +1,65 @@
+"""A transformers model whose first layer looks q, k and v up instead of multiplying:
+
+    qkvmill run CORPUS --weights MODEL --out COMPACT --artifact compact
+    python examples/first_layer_lookup.py MODEL COMPACT
+
+MODEL is the folder of a gpt2 or llama model. Tables hold the tokens of CORPUS, and no others.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from exporters.reading import Export, open_export
+from kernels.combine import combine
+
+
+class Looked(nn.Module):
+    """Stands where a projection stood, and gives what was looked up for it."""
+
+    def __init__(self, found: dict[str, Tensor], names: Sequence[str]) -> None:
+        super().__init__()
+        self.found, self.names = found, names
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.cat([self.found[name] for name in self.names], -1)
+
+
+def look_up(model: nn.Module, export: Export) -> None:
+    """Replace the first layer's projections of q, k and v by the tables of a compact export."""
+    tables = replace(export.tables(), rotary=None)  # the model turns q and k itself
+    found: dict[str, Tensor] = {}
+
+    def fill(embedding: nn.Module, inputs: tuple[Tensor]) -> None:
+        ids = inputs[0]
+        for name, heads in (("q", tables.heads), ("k", tables.kv_heads), ("v", tables.kv_heads)):
+            shape = (*ids.shape, heads, tables.head_dim)
+            found[name] = torch.empty(shape, dtype=model.dtype)  # type: ignore[call-overload]
+        by_head = {name: tensor.transpose(1, 2) for name, tensor in found.items()}
+        combine(tables, tables.rows(ids), **by_head)
+        found.update({name: tensor.flatten(2) for name, tensor in found.items()})
+
+    model.get_input_embeddings().register_forward_pre_hook(fill)  # type: ignore[operator]
+    if hasattr(model, "transformer"):
+        model.transformer.h[0].attn.c_attn = Looked(found, "qkv")
+    else:
+        for name in "qkv":
+            setattr(model.model.layers[0].self_attn, f"{name}_proj", Looked(found, name))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    windows = open_export(sys.argv[2])
+    ids = windows[0]["input_ids"][None].long()
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+    with torch.no_grad():
+        multiplied = model(ids).logits
+        look_up(model, windows)
+        looked_up = model(ids).logits
+    print(f"logits {list(looked_up.shape)}, largest {float(multiplied.abs().max()):.3g}")
+    print(f"largest difference by lookup {float((multiplied - looked_up).abs().max()):.3g}")
