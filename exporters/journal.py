@@ -30,6 +30,7 @@ class Journal:
         self.details: dict[str, Any] = {}  # of files, by name
         self.notes: dict[str, Any] = {}
         self._adding = threading.Lock()
+        self._torn: OSError | None = None  # of the append that failed, perhaps half way
 
     def add_file(self, entry: FileEntry, details: Any = None) -> None:
         """Note that a file is finished, with anything that JSON can hold.
@@ -49,6 +50,16 @@ class Journal:
         self._append({"note": name, "value": value})
         self.notes[name] = value
 
+    def restart(self) -> None:
+        """Begin anew, with nothing done.
+
+        Raises:
+            ExportError: if the journal cannot be written.
+        """
+        write_text(self.root, JOURNAL, _line({"fingerprint": self.fingerprint}).decode())
+        for known in (self.files, self.details, self.notes):
+            known.clear()
+
     def forget(self, name: str) -> None:
         """Take a file for not done; it will be noted again."""
         del self.files[name], self.details[name]
@@ -67,11 +78,14 @@ class Journal:
     def _append(self, line: dict[str, Any]) -> None:
         path = self.root / JOURNAL
         with self._adding:
+            if self._torn is not None:  # what follows a torn line would not be read
+                raise not_written(path, self._torn)
             try:
                 with disk.open_end(path) as file:
                     write_all(file, _line(line))
                     disk.sync(file)
             except OSError as error:
+                self._torn = error
                 raise not_written(path, error) from error
 
 
@@ -81,8 +95,9 @@ def start_journal(root: Path, fingerprint: dict[str, Any]) -> Journal:
     Raises:
         ExportError: if it cannot be written.
     """
-    write_text(root, JOURNAL, _line({"fingerprint": fingerprint}).decode())
-    return Journal(root, fingerprint)
+    journal = Journal(root, fingerprint)
+    journal.restart()
+    return journal
 
 
 def read_journal(root: Path) -> Journal | None:

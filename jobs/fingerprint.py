@@ -24,10 +24,7 @@ def fingerprint(
     return {
         "options": config.record(),
         "software": versions(),
-        "corpus": {
-            "files": [file.name for file in corpus.files],
-            "skipped_files": corpus.skipped_files,
-        },
+        "corpus": {"files": [file.name for file in corpus.files]},
         "tokenizer": tokenizer_record(tokenizer),
         "weights_sha256": layer_record(WEIGHTS, loaded).sha256 if loaded else None,
         "compute": _place(backend),
@@ -40,10 +37,7 @@ def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
     return {
         "options": manifest.job,
         "software": manifest.software,
-        "corpus": {
-            "files": [file["name"] for file in manifest.corpus["files"]],
-            "skipped_files": manifest.corpus["skipped_files"],
-        },
+        "corpus": {"files": [file["name"] for file in manifest.corpus["files"]]},
         "tokenizer": manifest.tokenizer,
         "weights_sha256": (
             layer["weights_sha256"] if layer and layer["source"] == "weights" else None
