@@ -173,10 +173,19 @@ def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
         whole = pool.map(lambda entry: _is_whole(work.root, entry, advance), entries)
         damaged = [entry.name for entry, good in zip(entries, whole, strict=True) if not good]
-    for name in damaged:
+    drop(work, damaged)
+    return damaged
+
+
+def drop(work: Work, names: Iterable[str]) -> None:
+    """Take files for not done, and remove them with everything else that is ours and not done.
+
+    Raises:
+        ExportError: if a file cannot be removed.
+    """
+    for name in names:
         work.journal.forget(name)
     _remove_strays(work.root, work.journal.files)
-    return damaged
 
 
 def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journal:

@@ -27,7 +27,8 @@ class Journal:
         self.root = root
         self.fingerprint = fingerprint
         self.files: dict[str, FileEntry] = {}
-        self.details: dict[str, Any] = {}  # of files, by name
+        self.forgotten: dict[str, FileEntry] = {}
+        self.details: dict[str, Any] = {}  # of files, by name, forgotten ones too
         self.notes: dict[str, Any] = {}
         self._adding = threading.Lock()
         self._torn: OSError | None = None  # of the append that failed, perhaps half way
@@ -57,12 +58,12 @@ class Journal:
             ExportError: if the journal cannot be written.
         """
         write_text(self.root, JOURNAL, _line({"fingerprint": self.fingerprint}).decode())
-        for known in (self.files, self.details, self.notes):
+        for known in (self.files, self.forgotten, self.details, self.notes):
             known.clear()
 
     def forget(self, name: str) -> None:
-        """Take a file for not done; it will be noted again."""
-        del self.files[name], self.details[name]
+        """Take a file for not done; it will be noted again. Its details are still known."""
+        self.forgotten[name] = self.files.pop(name)
 
     def take(self, line: dict[str, Any]) -> None:
         """Read a line after the first; raises one of GARBLED where it is none."""

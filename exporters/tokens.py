@@ -91,6 +91,8 @@ class TokenWriter:
         self._on_part = on_part
         self._kept = TokenStream(root, kept)
         self._kept_documents = sum(part.documents for part in kept)
+        # A part that holds fewer was the last.
+        self._ended = bool(kept) and kept[-1].tokens < part_tokens
         self._ids: NDArray[np.int32] = np.empty(part_tokens, np.int32)
         self._filled = 0
         self._starts: list[int] = []
@@ -115,6 +117,8 @@ class TokenWriter:
                 raise OtherTokensError(f"the ids from token {self.tokens} on are others")
         self.tokens += skipped
         ids = ids[skipped:]
+        if self._ended and len(ids):
+            raise OtherTokensError(f"the stream goes on at token {self.tokens}, where it ended")
         self.seen.add(ids)
         while len(ids):
             taken = ids[: len(self._ids) - self._filled]

@@ -27,8 +27,8 @@ def finished(
 ) -> Manifest | None:
     """The manifest of the finished export at root if this very job made it; None where none is.
 
-    The files are looked at by name and size only: `verify` is what reads their bytes. What a job
-    that was stopped after its commit left beside them is removed.
+    What a job that was stopped after its commit left there is removed first. The files are looked
+    at by name and size only: `verify` is what reads their bytes.
 
     Args:
         job: the job's fingerprint.
@@ -41,6 +41,7 @@ def finished(
     if state_of(root) is not State.FINISHED:
         return None
     manifest = read_manifest(root)
+    tidy(root)
     with garbled_is_damaged(root):
         changed = differences(fingerprint_of(manifest), json.loads(json.dumps(job)))
         if not changed and (found := changed_input(manifest)):
@@ -57,7 +58,6 @@ def finished(
                 f"{path} is missing or not whole, though the export was finished; "
                 "give --overwrite to make it again"
             )
-    tidy(root)
     reporter.note(
         f"{root} holds this very export already, finished: nothing is done; its files are there "
         "with their sizes, and qkvmill verify checks their bytes"

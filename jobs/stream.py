@@ -5,7 +5,7 @@ from typing import Any
 
 from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord, sha256_of
-from exporters.folder import Work, start_over
+from exporters.folder import Work, drop, start_over
 from exporters.manifest import FileEntry
 from exporters.tokens import PART_TOKENS, TokenPart, TokenWriter
 from jobs.config import JobConfig
@@ -48,8 +48,12 @@ def _go_on(
     whole = work.journal.notes.get(NOTE)
     if whole is not None and whole["parts"] == len(parts):
         files += whole["files"]
-    if changed := changed_file(corpus, files, reporter):
+    # Whatever else is kept was made from all documents that were ever noted.
+    if changed := changed_file(corpus, _noted(work), reporter):
         raise ChangedCorpusError(changed)
+    names = {part.file.name for part in parts}
+    entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
+    drop(work, [entry.name for entry in entries if entry.name not in names])
     noted = whole_files = len(files)
 
     def on_part(part: TokenPart) -> None:
@@ -112,6 +116,17 @@ def token_entry(part: TokenPart) -> FileEntry:
             "document_starts": {"dtype": "int64", "shape": [part.documents]},
         },
     )
+
+
+def _noted(work: Work) -> list[dict[str, Any]]:
+    """The records of all documents that the journal knows, whether their tokens are kept or not."""
+    journal = work.journal
+    entries = [*journal.files.values(), *journal.forgotten.values()]
+    files: list[dict[str, Any]] = []
+    for entry in sorted(entries, key=lambda entry: entry.first):
+        files += journal.details[entry.name] if entry.kind == "tokens" else []
+    whole = journal.notes.get(NOTE)
+    return files if whole is None else files + whole["files"]
 
 
 def _kept(work: Work) -> tuple[list[TokenPart], list[dict[str, Any]]]:

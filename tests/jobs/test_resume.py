@@ -195,6 +195,40 @@ def test_text_that_moved_into_the_next_document_is_a_change(
     assert f"{corpus / 'a.txt'} has changed since" in result.stderr
 
 
+def test_a_document_that_changed_is_named_though_its_tokens_were_lost_too(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 50)
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB)
+    unfinished(out, *command)
+    (out / "tokens/tokens-00001.safetensors").unlink()
+    text = (corpus / "b.txt").read_text()
+    (corpus / "b.txt").write_text(text.replace("black", "white"))
+    result = qkvmill(*command, "--out", out)
+    assert result.status == 1
+    assert f"{corpus / 'b.txt'} has changed since" in result.stderr
+    (corpus / "b.txt").write_text(text)
+    succeed(*command, "--out", out)
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_parts_of_a_longer_document_whose_first_part_was_lost_do_not_stay(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 50)
+    out = tmp_path / "out"
+    command = ("run", corpus / "a.txt", *JOB)
+    stopped_while_tokenising(out, 2, *command)
+    (out / "tokens/tokens-00001.safetensors").unlink()
+    (corpus / "a.txt").write_text("Pack my box with five dozen liquor jugs. " * 3)
+    succeed(*command, "--out", out)
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+    succeed("verify", out)
+
+
 def test_overwrite_starts_over_where_the_corpus_has_changed(tmp_path: Path, corpus: Path) -> None:
     out = tmp_path / "out"
     command = ("run", corpus, *JOB, "--method", "tables")
