@@ -308,12 +308,6 @@ def test_a_fifo_in_the_work_folder_is_not_waited_for(tmp_path: Path, name: str) 
     finish(claim(tmp_path, JOB, overwrite=False), "shards/a.safetensors")
 
 
-def test_a_fifo_or_a_circle_of_links_is_no_manifest(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(ExportError, match="holds something else"):
-        check_claim(tmp_path, overwrite=True)
-
-
 def test_space_is_checked_where_the_folder_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
