@@ -3,7 +3,9 @@
 All of an export is written through these, so that the tests can stop, refuse or forget each one.
 """
 
+import errno
 import os
+import stat
 from io import FileIO
 from pathlib import Path
 
@@ -63,5 +65,13 @@ def remove_folder(path: Path) -> None:
 
 
 def _opened(path: str, flags: int) -> int:
-    """Open for writing, but neither through a link nor by waiting for a FIFO's reader."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    """Open a regular file for writing, neither through a link nor by waiting for a FIFO's reader.
+
+    Raises:
+        OSError: if it cannot be opened, or is a FIFO or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return descriptor

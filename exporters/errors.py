@@ -7,5 +7,9 @@ class ExportError(QkvmillError):
     """An export is damaged, unfinished or cannot be written."""
 
 
+class OtherTokensError(ExportError):
+    """Tokens that are given again are not those that were written."""
+
+
 class WeightsError(QkvmillError):
     """A weights file cannot be used."""

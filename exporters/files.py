@@ -114,7 +114,7 @@ def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> st
         OSError: if the file cannot be read.
     """
     digest = hashlib.sha256()
-    for block in _blocks(path):
+    for block in blocks(path):
         digest.update(block)
         advance(len(block))
     return digest.hexdigest()
@@ -128,8 +128,13 @@ def not_written(path: Path, error: OSError) -> ExportError:
     )
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file."""
+def blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, in plain reads of bounded size.
+
+    Raises:
+        ExportError: if it is no regular file.
+        OSError: if it cannot be read.
+    """
     with open_regular(path) as file:
         while block := file.read(HASH_BLOCK):
             yield block
@@ -138,6 +143,6 @@ def _blocks(path: Path) -> Iterator[bytes]:
 def _readable(path: Path) -> Iterator[bytes]:
     """The bytes of a file, whose errors are told from those of what is written meanwhile."""
     try:
-        yield from _blocks(path)
+        yield from blocks(path)
     except OSError as error:
         raise ExportError(f"{path} could not be read: {error.strerror or error}") from error

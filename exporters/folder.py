@@ -1,9 +1,10 @@
 """The folder of an export: claimed before the work, kept where the journal says, then released."""
 
+import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,17 +16,17 @@ from filelock import FileLock, Timeout
 
 from exporters import disk
 from exporters.errors import ExportError
-from exporters.files import make_folders, sha256_of, write_all
+from exporters.files import blocks, make_folders, write_all
 from exporters.journal import (
-    JOURNAL,
     Journal,
     differences,
     mend_journal,
     read_journal,
     start_journal,
 )
-from exporters.manifest import FORMAT, MANIFEST, FileEntry
+from exporters.manifest import MANIFEST, FileEntry
 from exporters.safefile import open_regular
+from exporters.state import State, check_claim
 from exporters.strays import HOLDER, LOCK, WORK, remove_strays, remove_work
 from kernels.errors import QkvmillError
 
@@ -37,11 +38,7 @@ class Work:
     root: Path
     lock: FileLock
     journal: Journal
-
-    @property
-    def committed(self) -> bool:
-        """Whether nothing is left but to remove the journal."""
-        return (self.root / MANIFEST).exists()
+    folders: tuple[Path, ...]  # that go again if nothing is kept, the innermost first
 
     def kept(self, name: str) -> FileEntry | None:
         """The entry of a file that is finished already."""
@@ -50,38 +47,6 @@ class Work:
     def kept_bytes(self) -> int:
         """Bytes of the files that are finished already."""
         return sum(entry.bytes for entry in self.journal.files.values())
-
-
-def check_claim(root: Path, *, overwrite: bool) -> str | None:
-    """Whether root may be written to; returns what stands there, in words, or None.
-
-    Raises:
-        ExportError: if root holds something that is not ours, or a finished export and not
-            `overwrite`.
-    """
-    if root.is_symlink() and not root.exists():
-        raise ExportError(f"--out {root} is a link to nothing")
-    if not root.exists():
-        return None
-    if not root.is_dir():
-        raise ExportError(f"--out {root} is a file; give a folder")
-    try:
-        names = sorted(path.name for path in root.iterdir())
-    except OSError as error:
-        raise ExportError(f"--out {root} could not be read: {error.strerror}") from error
-    if not names:
-        return None
-    if MANIFEST in names and _is_ours(root / MANIFEST):
-        if overwrite or (root / JOURNAL).exists():
-            return "a finished export"
-        raise ExportError(
-            f"--out {root} holds a finished export; give another folder, "
-            "or --overwrite to replace it"
-        )
-    if WORK in names and MANIFEST not in names:
-        return "an unfinished export"
-    held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    raise ExportError(f"--out {root} holds something else ({held}); give another folder")
 
 
 def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
@@ -99,26 +64,28 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
     """
     fingerprint = json.loads(json.dumps(fingerprint))
     check_claim(root, overwrite=overwrite)
-    if (root / WORK).is_symlink():
-        raise ExportError(f"--out {root / WORK} is a link; remove it or give another folder")
+    _refuse_link(root)
+    folders = _folders_to_make(root)
     lock = FileLock(root / LOCK)
     try:
         make_folders(root / WORK)
         lock.acquire(timeout=0)
         _say_who_holds(root)
-        return Work(root, lock, _journal(root, fingerprint, overwrite))
+        return Work(root, lock, _journal(root, fingerprint, overwrite), folders)
     except Timeout as error:
         raise ExportError(
             f"--out {root} is being written by {_holder(root)}; wait for it or give another folder"
         ) from error
     except OSError as error:
         lock.release()
+        _remove_empty((root / WORK, *folders))
         raise ExportError(
             f"--out {error.filename or root} could not be written: {error.strerror}"
         ) from error
     except BaseException:
-        if (root / MANIFEST).exists() and not (root / JOURNAL).exists():
-            remove_work(root)
+        # Another job may have finished since the first look: nothing stays beside its export.
+        if lock.is_locked and (root / MANIFEST).exists():
+            _remove_work_and_unlock(root, lock)
         lock.release()
         raise
 
@@ -127,13 +94,13 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
 def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iterator[Work]:
     """Claim root for the time of the block, which commits an export there.
 
-    If the block fails, what its journal names is kept for the next time; where that is nothing,
-    nothing of ours is left behind.
+    If the block raises a QkvmillError, what its journal names is kept for the next time. Where
+    that is nothing, all that is ours is removed again, with the folders that were made for it and
+    a folder that held nothing but an export.
 
     Raises:
         ExportError: as `claim`.
     """
-    existed = root.exists()
     work = claim(root, fingerprint, overwrite=overwrite)
     try:
         yield work
@@ -142,9 +109,8 @@ def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iter
         with suppress(OSError):
             if not work.journal.files:
                 remove_strays(root, ())
-                remove_work(root)
-                if not existed:
-                    disk.remove_folder(root)
+                _remove_work_and_unlock(root, work.lock)
+                _remove_empty(work.folders)
         work.lock.release()
         raise
     except BaseException:
@@ -153,30 +119,45 @@ def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iter
     release(work)
 
 
-@contextmanager
-def else_in_vain(work: Work) -> Iterator[None]:
-    """Forget what is done if the block fails: the same command could not use it."""
-    try:
-        yield
-    except QkvmillError:
-        work.journal.files.clear()
-        raise
+def discard(work: Work) -> None:
+    """Take nothing for done any more, so that `claimed` removes it all when its block fails.
+
+    For errors that the same command can only come to again.
+    """
+    work.journal.files.clear()
+
+
+def start_over(work: Work) -> None:
+    """Remove what is done, and go on as a job that has just begun.
+
+    Raises:
+        ExportError: if something cannot be removed or written.
+    """
+    work.journal.restart()
+    _remove_strays(work.root, ())
 
 
 def release(work: Work) -> None:
     """Remove what only an unfinished export needs, and let others claim root."""
-    remove_work(work.root)
-    work.lock.release()
+    _remove_work_and_unlock(work.root, work.lock)
 
 
 def tidy(root: Path) -> None:
-    """Remove what a job that was stopped just after its commit left beside a finished export."""
+    """Remove what a job that was stopped just after its commit left beside a finished export.
+
+    What another job holds, or what cannot be removed, is left there.
+
+    Raises:
+        ExportError: if .work is a link.
+    """
+    _refuse_link(root)
     lock = FileLock(root / LOCK)
     with suppress(OSError, Timeout):
         if (root / WORK).exists():
             lock.acquire(timeout=0)
-            remove_work(root)
-            lock.release()
+            # The manifest has to outlast a power cut before the journal may go.
+            disk.sync_folder(root)
+            _remove_work_and_unlock(root, lock)
 
 
 def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
@@ -192,13 +173,19 @@ def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
         whole = pool.map(lambda entry: _is_whole(work.root, entry, advance), entries)
         damaged = [entry.name for entry, good in zip(entries, whole, strict=True) if not good]
-    for name in damaged:
-        work.journal.forget(name)
-    try:
-        remove_strays(work.root, work.journal.files)
-    except OSError as error:
-        raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
+    drop(work, damaged)
     return damaged
+
+
+def drop(work: Work, names: Iterable[str]) -> None:
+    """Take files for not done, and remove them with everything else that is ours and not done.
+
+    Raises:
+        ExportError: if a file cannot be removed.
+    """
+    for name in names:
+        work.journal.forget(name)
+    _remove_strays(work.root, work.journal.files)
 
 
 def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journal:
@@ -209,40 +196,83 @@ def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journa
         OSError: if something cannot be removed.
     """
     # Another job may have finished since the first check.
-    check_claim(root, overwrite=overwrite)
-    kept = read_journal(root)
-    if kept is not None and kept.fingerprint == fingerprint:
-        mend_journal(root)
-        return kept
-    if (root / MANIFEST).exists():
-        if not overwrite:
-            raise ExportError(
-                f"--out {root} holds a finished export of other options or inputs; "
-                "give another folder, or --overwrite to replace it"
-            )
+    if check_claim(root, overwrite=overwrite) is State.FINISHED:
         # Before anything else, so that no manifest ever stands beside files that are not its own.
         disk.remove(root / MANIFEST)
         disk.sync_folder(root)
-    elif kept is not None and not overwrite:
-        changed = "; ".join(differences(kept.fingerprint, fingerprint))
-        raise ExportError(
-            f"--out {root} holds an unfinished export of other options or inputs ({changed}); "
-            "give what it began with, another folder, or --overwrite to start over"
-        )
+    elif (kept := read_journal(root)) is not None:
+        if kept.fingerprint == fingerprint:
+            mend_journal(root)
+            return kept
+        if not overwrite:
+            changed = "; ".join(differences(kept.fingerprint, fingerprint))
+            raise ExportError(
+                f"--out {root} holds an unfinished export of other options or inputs ({changed}); "
+                "give what it began with, another folder, or --overwrite to start over"
+            )
     remove_strays(root, ())
     return start_journal(root, fingerprint)
+
+
+def _refuse_link(root: Path) -> None:
+    """Raise ExportError if .work is a link: what it leads to is not ours."""
+    if (root / WORK).is_symlink():
+        raise ExportError(f"--out {root / WORK} is a link; remove it or give another folder")
+
+
+def _folders_to_make(root: Path) -> tuple[Path, ...]:
+    """Root, unless it stands there empty, and the folders above it that are missing."""
+    folders = [root] if not root.is_dir() or any(root.iterdir()) else []
+    place = root.parent
+    while not place.exists():
+        folders.append(place)
+        place = place.parent
+    return tuple(folders)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, up to the first that is not empty or cannot be removed."""
+    with suppress(OSError):
+        for folder in folders:
+            if folder.is_dir():
+                disk.remove_folder(folder)
+
+
+def _remove_work_and_unlock(root: Path, lock: FileLock) -> None:
+    try:
+        remove_work(root)
+    finally:
+        lock.release()
+
+
+def _remove_strays(root: Path, finished: Collection[str]) -> None:
+    """As remove_strays, but raises ExportError."""
+    try:
+        remove_strays(root, finished)
+    except OSError as error:
+        raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
 
 
 def _is_whole(root: Path, entry: FileEntry, advance: Callable[[int], None]) -> bool:
     """Whether a file is there, reached through no link, with the bytes that were written."""
     path = root / entry.name
+    digest = hashlib.sha256()
     try:
         own = os.path.join(os.path.realpath(root), entry.name)
-        if os.path.realpath(path) == own and path.stat().st_size == entry.bytes:
-            return sha256_of(path, advance) == entry.sha256
-    except (OSError, ExportError):
-        pass
-    return False
+        if os.path.realpath(path) != own or path.stat().st_size != entry.bytes:
+            return False
+    except OSError:
+        return False
+    read = blocks(path)
+    while True:
+        try:
+            block = next(read, b"")
+        except (OSError, ExportError):
+            return False
+        if not block:
+            return digest.hexdigest() == entry.sha256
+        digest.update(block)
+        advance(len(block))  # whose own errors say nothing of the file
 
 
 def _say_who_holds(root: Path) -> None:
@@ -261,13 +291,3 @@ def _holder(root: Path) -> str:
             return file.read(200).decode() or "another job"
     except (OSError, ExportError, UnicodeDecodeError):
         return "another job"
-
-
-def _is_ours(manifest: Path) -> bool:
-    """Whether a manifest.json is the start of one of ours; its version may be another."""
-    try:
-        file = open_regular(manifest)
-    except (OSError, ExportError):
-        return False
-    with file:
-        return f'"format": "{FORMAT}"'.encode() in file.read(200)

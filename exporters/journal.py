@@ -27,9 +27,11 @@ class Journal:
         self.root = root
         self.fingerprint = fingerprint
         self.files: dict[str, FileEntry] = {}
-        self.details: dict[str, Any] = {}  # of files, by name
+        self.forgotten: dict[str, FileEntry] = {}
+        self.details: dict[str, Any] = {}  # of files, by name, forgotten ones too
         self.notes: dict[str, Any] = {}
         self._adding = threading.Lock()
+        self._torn: OSError | None = None  # of the append that failed, perhaps half way
 
     def add_file(self, entry: FileEntry, details: Any = None) -> None:
         """Note that a file is finished, with anything that JSON can hold.
@@ -49,9 +51,19 @@ class Journal:
         self._append({"note": name, "value": value})
         self.notes[name] = value
 
+    def restart(self) -> None:
+        """Begin anew, with nothing done.
+
+        Raises:
+            ExportError: if the journal cannot be written.
+        """
+        write_text(self.root, JOURNAL, _line({"fingerprint": self.fingerprint}).decode())
+        for known in (self.files, self.forgotten, self.details, self.notes):
+            known.clear()
+
     def forget(self, name: str) -> None:
-        """Take a file for not done; it will be noted again."""
-        del self.files[name], self.details[name]
+        """Take a file for not done; it will be noted again. Its details are still known."""
+        self.forgotten[name] = self.files.pop(name)
 
     def take(self, line: dict[str, Any]) -> None:
         """Read a line after the first; raises one of GARBLED where it is none."""
@@ -67,11 +79,14 @@ class Journal:
     def _append(self, line: dict[str, Any]) -> None:
         path = self.root / JOURNAL
         with self._adding:
+            if self._torn is not None:  # what follows a torn line would not be read
+                raise not_written(path, self._torn)
             try:
                 with disk.open_end(path) as file:
                     write_all(file, _line(line))
                     disk.sync(file)
             except OSError as error:
+                self._torn = error
                 raise not_written(path, error) from error
 
 
@@ -81,8 +96,9 @@ def start_journal(root: Path, fingerprint: dict[str, Any]) -> Journal:
     Raises:
         ExportError: if it cannot be written.
     """
-    write_text(root, JOURNAL, _line({"fingerprint": fingerprint}).decode())
-    return Journal(root, fingerprint)
+    journal = Journal(root, fingerprint)
+    journal.restart()
+    return journal
 
 
 def read_journal(root: Path) -> Journal | None:

@@ -169,7 +169,8 @@ def _place(
                 f"--weights {path} has positions for {len(table)} tokens, fewer than the "
                 f"context length {context_length}; give --context-length {len(table)} or less"
             )
-        fields[field] = None if table is None else table[:context_length]
+        # A copy, since angles are not rounded, which would make one.
+        fields[field] = None if table is None else table[:context_length].clone()
     return kind
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from exporters.errors import ExportError
 
+HEADROOM = 16 << 20  # bytes for headers, the manifest and the folders
+
 
 def check_space(root: Path, needed: int) -> None:
     """Raise ExportError if the disk that holds root has fewer than `needed` bytes free."""

@@ -1,7 +1,10 @@
 """What is ours in the folder of an export, and the removal of what is not wanted of it."""
 
 import errno
+import os
+import stat
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from exporters import disk
@@ -19,12 +22,18 @@ OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS)
 
 
 def bytes_at(root: Path) -> int:
-    """Bytes of the files of ours at root, finished or not."""
-    folders = [root / name for name in (*OWN_FOLDERS, WORK)]
-    files = [root / name for name in OWN_FILES]
-    for folder in folders:
-        files += [path for path in folder.rglob("*") if not folder.is_symlink()]
-    return sum(path.lstat().st_size for path in files if path.is_file())
+    """Bytes of the files of ours at root, finished or not; another job may be at work on them."""
+    paths = [root / name for name in OWN_FILES]
+    for name in (*OWN_FOLDERS, WORK):
+        if not (root / name).is_symlink():
+            for place, _, names in os.walk(root / name):
+                paths += [Path(place, inner) for inner in names]
+    total = 0
+    for path in paths:
+        with suppress(OSError):  # it was renamed or removed meanwhile
+            status = path.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def remove_strays(root: Path, finished: Collection[str]) -> None:

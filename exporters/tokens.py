@@ -5,7 +5,8 @@ document_starts  int64 [m]    where the documents that begin in this part begin,
                               the start of the whole stream
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord
 from exporters.shards import write_tensors
 
@@ -64,8 +66,11 @@ class TokenWriter:
         on_part: told of each part once it is written.
         kept: the first parts, which are written already.
         start: the place in the stream of the next id that `append` will be given; what stands in
-            the kept parts is not written again.
+            the kept parts is compared and not written again.
         documents: how many documents begin before `start`.
+
+    Every method raises OtherTokensError where ids or documents are not those of the kept parts, and
+    ExportError where a part cannot be read or written.
     """
 
     def __init__(
@@ -84,24 +89,36 @@ class TokenWriter:
         self.documents = documents
         self.seen = IdSet()
         self._on_part = on_part
-        self._kept = sum(part.tokens for part in kept)
+        self._kept = TokenStream(root, kept)
+        self._kept_documents = sum(part.documents for part in kept)
+        # A part that holds fewer was the last.
+        self._ended = bool(kept) and kept[-1].tokens < part_tokens
         self._ids: NDArray[np.int32] = np.empty(part_tokens, np.int32)
         self._filled = 0
         self._starts: list[int] = []
         for part in kept:
-            self.seen.add(_ids_of(root, part))
+            stop = part.first_token + part.tokens
+            self.seen.add(self._kept.read(part.first_token, stop).numpy())
 
     def start_document(self) -> None:
         """The next ids begin a document."""
-        if self.tokens >= self._kept:
+        if self.tokens >= self._kept.tokens:
             self._starts.append(self.tokens)
+        elif self.documents == self._kept_documents:
+            raise OtherTokensError(f"a document begins at token {self.tokens} where none did")
         self.documents += 1
 
     def append(self, ids: NDArray[Any]) -> None:
         """Add ids [n], any integer type, to the stream."""
-        skipped = min(len(ids), max(0, self._kept - self.tokens))
+        skipped = min(len(ids), max(0, self._kept.tokens - self.tokens))
+        if skipped:
+            kept = self._kept.read(self.tokens, self.tokens + skipped)
+            if not np.array_equal(kept.numpy(), ids[:skipped]):
+                raise OtherTokensError(f"the ids from token {self.tokens} on are others")
         self.tokens += skipped
         ids = ids[skipped:]
+        if self._ended and len(ids):
+            raise OtherTokensError(f"the stream goes on at token {self.tokens}, where it ended")
         self.seen.add(ids)
         while len(ids):
             taken = ids[: len(self._ids) - self._filled]
@@ -114,6 +131,8 @@ class TokenWriter:
 
     def close(self) -> tuple[TokenPart, ...]:
         """Write what is left and return the parts."""
+        if self.tokens < self._kept.tokens:
+            raise OtherTokensError(f"the stream ends at token {self.tokens}, before it did")
         if self._filled or self._starts:
             self._write_part()
         return tuple(self.parts)
@@ -141,30 +160,38 @@ class TokenWriter:
         self._on_part(part)
 
 
-def _ids_of(root: Path, part: TokenPart) -> NDArray[np.int32]:
-    """The ids of a part that is written."""
-    with safe_open(root / part.file.name, framework="np") as file:
-        ids: NDArray[np.int32] = file.get_tensor("input_ids")
-    return ids
+@contextmanager
+def _readable(root: Path) -> Iterator[None]:
+    """Turn what the library raises for a file that it cannot read into an ExportError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"the tokens of {root} could not be read: {error}") from error
 
 
 class TokenStream:
-    """Reads stretches of a stream that TokenWriter wrote; its files stay open."""
+    """Reads stretches of a stream that TokenWriter wrote; its files stay open.
+
+    Every method raises ExportError where a file cannot be read.
+    """
 
     def __init__(self, root: Path, parts: Sequence[TokenPart]) -> None:
         self.tokens = sum(part.tokens for part in parts)
+        self._root = root
         self._parts = parts
         self._ends = np.array([part.first_token + part.tokens for part in parts])
-        self._files: list[Any] = [
-            safe_open(root / part.file.name, framework="pt") for part in parts
-        ]
+        with _readable(root):
+            self._files: list[Any] = [
+                safe_open(root / part.file.name, framework="pt") for part in parts
+            ]
         self._starts = (-1, torch.empty(0, dtype=torch.int64))
 
     def read(self, start: int, stop: int) -> Tensor:
         """The ids of the stretch [start, stop), int32."""
         pieces = []
-        for index, low, high in self._overlaps(start, stop):
-            pieces.append(self._files[index].get_slice("input_ids")[low:high])
+        with _readable(self._root):
+            for index, low, high in self._overlaps(start, stop):
+                pieces.append(self._files[index].get_slice("input_ids")[low:high])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def documents(self, start: int, stop: int) -> Tensor:
@@ -178,7 +205,8 @@ class TokenStream:
             # The last part's starts are kept; threads may replace each other's, but use their own.
             kept, starts = self._starts
             if kept != index:
-                starts = self._files[index].get_tensor("document_starts")
+                with _readable(self._root):
+                    starts = self._files[index].get_tensor("document_starts")
                 self._starts = (index, starts)
             places = torch.arange(part.first_token + low, part.first_token + high)
             before = torch.searchsorted(starts, places, right=True)

@@ -13,8 +13,11 @@ def main() -> None:
     # Collecting among torch's hundred thousands of lasting objects costs a second, much of it at
     # the very end.
     gc.disable()
-    # Until the command line takes it, an interrupt ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Until the command line takes it, an interrupt ends the program without a traceback, unless
+    # whoever started it has interrupts ignored.
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -30,7 +33,8 @@ def main() -> None:
             )
     from jobs.cli import main as command_line
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
     gc.enable()
     sys.exit(command_line())

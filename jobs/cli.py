@@ -38,7 +38,7 @@ from jobs.progress import Reporter
 from jobs.run import run as run_job
 from jobs.stopping import StoppedError, stoppable
 from jobs.tokenizer import ENCODINGS
-from kernels.errors import QkvmillError, is_out_of_memory
+from kernels.errors import QkvmillError, is_out_of_memory, is_out_of_threads
 from kernels.layer import DTYPES
 
 INTERRUPTED = 130
@@ -441,6 +441,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fail(f"{place}{error.strerror or error}")
         return 1
     except (MemoryError, RuntimeError) as error:
+        if is_out_of_threads(error):
+            _fail(
+                "the system gives no more threads (ulimit -u); what is finished is kept, so make "
+                "room for some and give the same command again"
+            )
+            return 1
         if not is_out_of_memory(error):
             raise
         _fail("memory ran out; give a smaller --shard-size, --d-model or --vocab-size, or see plan")

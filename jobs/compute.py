@@ -140,6 +140,7 @@ def _stream(
                     reporter.add("write", (seconds - computing) / workers)
                     advance(futures[future].stop - futures[future].first)
             except BaseException:
+                # Shards that other threads are at are finished first: they are kept.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     finally:

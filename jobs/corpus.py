@@ -52,20 +52,22 @@ class TextRecord:
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
 
-def find_files(paths: Iterable[Path]) -> Corpus:
+def find_files(paths: Iterable[Path], out: Path | None = None) -> Corpus:
     """The .txt files that paths name: files in the order given, folders recursively and sorted.
 
     Hidden files and folders (".name") inside a folder are skipped; other files that are not .txt
-    are skipped and counted. Links to folders are not followed.
+    are skipped and counted. Links to folders are not followed. `out`, the folder of the export, is
+    no part of a corpus whose folder holds it.
 
     Raises:
         CorpusError: if a path is missing, empty, no .txt file, or a folder without one.
     """
     files: list[TextFile] = []
     skipped = 0
+    apart = out.stat() if out is not None and out.is_dir() else None
     for path in paths:
         if path.is_dir():
-            found, others = _files_below(path)
+            found, others = _files_below(path, apart)
             if not found:
                 raise CorpusError(f"{path} holds no .txt file; give a folder or a file with text")
             files += [_text_file(file, file.relative_to(path).as_posix()) for file in found]
@@ -128,8 +130,11 @@ def read_text(file: TextFile, errors: str, record: TextRecord) -> Iterator[str]:
         raise CorpusError(f"{file.path} is empty; remove it or leave it out")
 
 
-def _files_below(folder: Path) -> tuple[list[Path], int]:
-    """The .txt files below a folder, sorted by their parts, and the number of other files."""
+def _files_below(folder: Path, apart: os.stat_result | None) -> tuple[list[Path], int]:
+    """The .txt files below a folder, sorted by their parts, and the number of other files.
+
+    A folder whose status is `apart` is left out, with all that is in it.
+    """
     found: list[Path] = []
     others = 0
     places = [folder]
@@ -141,7 +146,8 @@ def _files_below(folder: Path) -> tuple[list[Path], int]:
                     if entry.name.startswith("."):
                         continue
                     if _is_folder(entry):
-                        places += [] if entry.is_symlink() else [Path(entry.path)]
+                        if not entry.is_symlink() and not _is_at(entry, apart):
+                            places.append(Path(entry.path))
                     elif entry.name.endswith(".txt"):
                         found.append(Path(entry.path))
                     else:
@@ -157,6 +163,10 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def _is_at(entry: "os.DirEntry[str]", place: os.stat_result | None) -> bool:
+    return place is not None and os.path.samestat(entry.stat(), place)
 
 
 def _text_file(path: Path, name: str) -> TextFile:

@@ -1,5 +1,7 @@
 """Errors about options, corpora and tokenizers; the whole tree is drawn in kernels/errors.py."""
 
+from pathlib import Path
+
 from kernels.errors import QkvmillError
 
 
@@ -9,6 +11,17 @@ class ConfigError(QkvmillError):
 
 class CorpusError(QkvmillError):
     """A corpus that cannot be read."""
+
+
+class ChangedCorpusError(CorpusError):
+    """A document that has changed since its tokens were written; `path` is which."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} has changed since its tokens were written; put it back as it was, or "
+            "give --overwrite to start over"
+        )
 
 
 class TokenizerError(QkvmillError):

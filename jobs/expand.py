@@ -7,27 +7,30 @@ from pathlib import Path
 from exporters.contents import exported_tensors, window_bytes
 from exporters.errors import ExportError
 from exporters.files import copy, sha256_of
-from exporters.folder import Work, check_claim, claimed, else_in_vain
+from exporters.folder import claimed
 from exporters.manifest import (
     MANIFEST,
-    FileEntry,
     Manifest,
     commit,
     garbled_is_damaged,
     read_manifest,
 )
-from exporters.reading import open_source
+from exporters.reading import open_source, token_parts
 from exporters.safefile import own_file
-from exporters.space import check_space
+from exporters.source import WindowSource
+from exporters.space import HEADROOM, check_space
+from exporters.state import check_claim
 from exporters.strays import bytes_at
+from exporters.tokens import TokenStream
+from jobs.apart import lies_in
 from jobs.compute import write_shards
 from jobs.fingerprint import expanded_fingerprint, expanded_software
 from jobs.outputs import windows_per_shard
+from jobs.owned import owned
 from jobs.progress import Reporter
 from jobs.record import Summary, summary, write_run
 from jobs.resume import finished, say_what_is_kept
-from jobs.run import HEADROOM
-from kernels.dispatch import choose
+from kernels.dispatch import Backend, choose
 from kernels.layer import DTYPES
 from kernels.method import Method
 
@@ -39,7 +42,8 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
     export, on the same kind of machine.
 
     Raises:
-        QkvmillError: if source is no compact export or is damaged, or out cannot be written.
+        QkvmillError: if source is no compact export, is damaged or changes meanwhile, or out cannot
+            be written; what is finished is then kept at out.
     """
     started = datetime.now(UTC)
     manifest = read_manifest(source)
@@ -47,6 +51,8 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         raise ExportError(f"{source} is a full export already: its shards hold the windows")
     if out.resolve() == source.resolve():
         raise ExportError(f"--out {out} is the compact export itself; give another folder")
+    if lies_in(out, source) or lies_in(source, out):
+        raise ExportError(f"--out {out} and {source} lie in each other; give another folder")
     with garbled_is_damaged(source):
         backend = choose(device, DTYPES[manifest.job["dtype"]])
         job = expanded_fingerprint(manifest, backend)
@@ -70,16 +76,17 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         claimed(out, job, overwrite=overwrite) as work,
         garbled_is_damaged(source),
     ):
-        if work.committed:
-            return summary(out, read_manifest(out), reporter)
         say_what_is_kept(work, found, reporter)
-        size = sum(entry.bytes for entry in copied)
-        with else_in_vain(work), reporter.stage("copy", size, "bytes") as advance:
-            for entry in manifest.files:
-                if work.kept(entry.name) != entry:
-                    _check_or_copy(source, work, entry, copied=entry in copied)
-                advance(entry.bytes if entry in copied else 0)
-            windows = open_source(source, manifest, backend)
+        missing = [entry for entry in copied if work.kept(entry.name) != entry]
+        windows = _checked_source(source, manifest, backend, reporter)
+        with reporter.stage("copy", sum(entry.bytes for entry in missing), "bytes") as advance:
+            for entry in missing:
+                if copy(own_file(source, entry.name), out, entry.name).sha256 != entry.sha256:
+                    raise _damaged(source / entry.name)
+                work.journal.add_file(entry)
+                advance(entry.bytes)
+        # From here on nothing is read from the compact export, which may change again.
+        windows = replace(windows, stream=TokenStream(out, token_parts(manifest)))
         options = manifest.job
         per_shard = windows_per_shard(plans, options["shard_size"], options["batch_size"])
         shards = write_shards(work, windows, plans, per_shard, reporter)
@@ -98,14 +105,44 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
     return summary(out, full, reporter)
 
 
-def _check_or_copy(source: Path, work: Work, entry: FileEntry, *, copied: bool) -> None:
-    """Read a file of the compact export once: against its hash, and to out where it goes there."""
-    path = own_file(source, entry.name)
-    try:
-        sha256 = copy(path, work.root, entry.name).sha256 if copied else sha256_of(path)
-    except OSError as error:
-        raise ExportError(f"{path} could not be read: {error.strerror}") from error
-    if sha256 != entry.sha256:
-        raise ExportError(f"{path} is damaged: its bytes do not match the hash in {MANIFEST}")
-    if copied:
-        work.journal.add_file(entry)
+def _checked_source(
+    source: Path, manifest: Manifest, backend: Backend, reporter: Reporter
+) -> WindowSource:
+    """What windows are computed from, in memory of our own but for the token stream.
+
+    Raises:
+        ExportError: if a file is not as the manifest says, or changes while it is read.
+    """
+    size = sum(entry.bytes for entry in manifest.files)
+    found = []
+    with reporter.stage("check source", size, "bytes") as advance:
+        for entry in manifest.files:
+            path = own_file(source, entry.name)
+            try:
+                found.append((path, _status(path)))
+                sha256 = sha256_of(path, advance)
+            except OSError as error:
+                raise ExportError(f"{path} could not be read: {error.strerror}") from error
+            if sha256 != entry.sha256:
+                raise _damaged(path)
+    opened = open_source(source, manifest, backend)
+    windows = replace(
+        opened,
+        windows=owned(opened.windows),
+        layer=owned(opened.layer) if opened.layer else None,
+        tables=owned(opened.tables) if opened.tables else None,
+    )
+    for path, status in found:
+        if _status(path) != status:
+            raise ExportError(f"{path} changed while it was read; run again when it is left alone")
+    return windows
+
+
+def _status(path: Path) -> tuple[int, int, int]:
+    """What changes when somebody writes to a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _damaged(path: Path) -> ExportError:
+    return ExportError(f"{path} is damaged: its bytes do not match the hash in {MANIFEST}")

@@ -24,10 +24,7 @@ def fingerprint(
     return {
         "options": config.record(),
         "software": versions(tokenizer.library),
-        "corpus": {
-            "files": [file.name for file in corpus.files],
-            "skipped_files": corpus.skipped_files,
-        },
+        "corpus": {"files": [file.name for file in corpus.files]},
         "tokenizer": _identity(tokenizer_record(tokenizer), tokenizer.library),
         "weights_sha256": layer_record(WEIGHTS, loaded).sha256 if loaded else None,
         "compute": _place(backend),
@@ -40,10 +37,7 @@ def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
     return {
         "options": manifest.job,
         "software": manifest.software,
-        "corpus": {
-            "files": [file["name"] for file in manifest.corpus["files"]],
-            "skipped_files": manifest.corpus["skipped_files"],
-        },
+        "corpus": {"files": [file["name"] for file in manifest.corpus["files"]]},
         "tokenizer": _identity(
             manifest.tokenizer, "tokenizers" if "tokenizers" in manifest.software else "tiktoken"
         ),

@@ -7,6 +7,7 @@ from exporters.errors import WeightsError
 from exporters.layerfile import load_layer
 from jobs.config import JobConfig
 from jobs.errors import ConfigError
+from jobs.owned import owned
 from jobs.tokenizer import Tokenizer
 from kernels.layer import DTYPES, FirstLayer, Norm, seeded_layer
 from kernels.tables import table_bytes
@@ -47,6 +48,8 @@ class LayerShape:
 def load_weights(config: JobConfig) -> FirstLayer | None:
     """The layer of --weights in the job's dtype; None where it will be made from the seed.
 
+    It is in memory of our own: whoever writes to the file from then on changes nothing.
+
     Raises:
         WeightsError: if the file cannot be used.
         LayerError: if a value does not fit the dtype.
@@ -61,7 +64,8 @@ def load_weights(config: JobConfig) -> FirstLayer | None:
         kv_heads=config.kv_heads,
         positions=config.positions,
     )
-    return _unturned(config, layer.to(DTYPES[config.dtype]))
+    dtype = DTYPES[config.dtype]
+    return _unturned(config, owned(layer) if layer.dtype == dtype else layer.to(dtype))
 
 
 def _unturned(config: JobConfig, layer: FirstLayer) -> FirstLayer:

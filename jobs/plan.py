@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from exporters.contents import window_bytes
 from exporters.errors import ExportError
-from exporters.folder import check_claim
 from exporters.source import separate
-from exporters.space import check_space
+from exporters.space import HEADROOM, check_space
+from exporters.state import check_claim
 from exporters.tokens import PART_TOKENS
+from jobs.apart import check_apart
 from jobs.choose_tokenizer import tokenizer_of
 from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
@@ -15,7 +16,7 @@ from jobs.corpus import find_files
 from jobs.layers import layer_shape, load_weights
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
-from jobs.run import HEADROOM, choose_backend, decide, plan_windows
+from jobs.run import choose_backend, decide, plan_windows
 from jobs.tokenise import TokenCounter, tokenise
 from jobs.windows import check_length
 
@@ -54,7 +55,8 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     Raises:
         QkvmillError: if options, corpus or weights would stop the run.
     """
-    corpus = find_files(config.corpus)
+    check_apart(config)
+    corpus = find_files(config.corpus, config.out)
     tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)

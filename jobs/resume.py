@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.folder import Work, check_claim, check_kept, tidy
-from exporters.journal import JOURNAL, differences
-from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
+from exporters.folder import Work, check_kept, tidy
+from exporters.journal import differences
+from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
 from exporters.space import readable
+from exporters.state import State, state_of
 from jobs.fingerprint import fingerprint_of
 from jobs.progress import Reporter
 from kernels.method import Method
@@ -26,17 +27,21 @@ def finished(
 ) -> Manifest | None:
     """The manifest of the finished export at root if this very job made it; None where none is.
 
+    What a job that was stopped after its commit left there is removed first. The files are looked
+    at by name and size only: `verify` is what reads their bytes.
+
     Args:
         job: the job's fingerprint.
         changed_input: what of the inputs has other bytes than when an export was made, or None.
 
     Raises:
-        ExportError: if another job made it, with what differs, or a file of it is missing.
+        ExportError: if another job made it, with what differs, or a file of it is missing or of
+            another size; or if root holds something that is not ours.
     """
-    if not (root / MANIFEST).exists() or (root / JOURNAL).exists():
+    if state_of(root) is not State.FINISHED:
         return None
-    check_claim(root, overwrite=True)
     manifest = read_manifest(root)
+    tidy(root)
     with garbled_is_damaged(root):
         changed = differences(fingerprint_of(manifest), json.loads(json.dumps(job)))
         if not changed and (found := changed_input(manifest)):
@@ -53,23 +58,25 @@ def finished(
                 f"{path} is missing or not whole, though the export was finished; "
                 "give --overwrite to make it again"
             )
-    tidy(root)
-    reporter.note(f"{root} holds this very export already, finished: nothing is done")
+    reporter.note(
+        f"{root} holds this very export already, finished: nothing is done; its files are there "
+        "with their sizes, and qkvmill verify checks their bytes"
+    )
     return manifest
 
 
-def say_what_is_kept(work: Work, found: str | None, reporter: Reporter) -> None:
+def say_what_is_kept(work: Work, found: State, reporter: Reporter) -> None:
     """Check what an unfinished run has done, and say how much of it is kept.
 
     Args:
-        found: what stood at the export's place before it was claimed, in words.
+        found: what stood at the export's place before it was claimed.
 
     Raises:
         ExportError: if what is not kept cannot be removed.
     """
     if not work.journal.files:
         check_kept(work, lambda _: None)
-        if found:
+        if found is not State.NOTHING:
             reporter.note(f"{work.root} held {found}: starting over")
         return
     with reporter.stage("check", work.kept_bytes(), "bytes") as advance:

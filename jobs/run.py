@@ -4,18 +4,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from exporters.contents import window_bytes
-from exporters.folder import Work, check_claim, claimed, else_in_vain
-from exporters.manifest import FileEntry, Manifest, commit, read_manifest
+from exporters.errors import WeightsError
+from exporters.folder import Work, claimed, discard
+from exporters.manifest import FileEntry, Manifest, commit
 from exporters.shards import write_tensors
 from exporters.source import WindowSource
-from exporters.space import check_space, readable
+from exporters.space import HEADROOM, check_space, readable
+from exporters.state import check_claim
 from exporters.strays import bytes_at
 from exporters.tokens import TokenStream
 from exporters.windows import STARTS, WindowPlan
+from jobs.apart import check_apart
 from jobs.choose_tokenizer import tokenizer_of
 from jobs.compute import entry_of, shapes, write_shards
 from jobs.config import JobConfig
 from jobs.corpus import find_files
+from jobs.errors import ConfigError, CorpusError
 from jobs.fingerprint import fingerprint
 from jobs.layers import LayerShape, check_ids, layer_shape, load_weights, make_layer
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
@@ -27,21 +31,25 @@ from jobs.stream import changed_file, token_entry, write_stream
 from jobs.tokenizer import Tokenizer
 from jobs.windows import plan_random, plan_sequential
 from kernels.dispatch import Backend, choose
+from kernels.errors import MethodError
 from kernels.layer import DTYPES, FirstLayer
 from kernels.method import Method, choose_method
 
-HEADROOM = 16 << 20  # bytes for headers, the manifest and the folders
+HOPELESS = (ConfigError, CorpusError, MethodError, WeightsError)
+"""What the same command, with the same inputs, can only come to again."""
 
 
 def run(config: JobConfig, reporter: Reporter) -> Summary:
     """Do the whole job and commit the export at config.out.
 
     Raises:
-        QkvmillError: if the options, the corpus, the weights or the disk prevent it; what stands
-            at config.out is then what stood there before, or visibly unfinished.
+        QkvmillError: if the options, the corpus, the weights or the disk prevent it. What is
+            finished is then kept at config.out, visibly unfinished; where that is nothing, nothing
+            of ours is left. With --overwrite, what it replaces is gone once the work has begun.
     """
     started = datetime.now(UTC)
-    corpus = find_files(config.corpus)
+    check_apart(config)
+    corpus = find_files(config.corpus, config.out)
     tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
     loaded = load_weights(config)
@@ -57,17 +65,18 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     check_space(config.out, needed - bytes_at(config.out) + HEADROOM)
 
     with claimed(config.out, job, overwrite=config.overwrite) as work:
-        if work.committed:
-            return summary(config.out, read_manifest(config.out), reporter)
         say_what_is_kept(work, found, reporter)
         totals, parts = write_stream(config, corpus, tokenizer, work, reporter)
         distinct = len(totals.seen)
-        with else_in_vain(work):
+        try:
             windows = plan_windows(config, totals.tokens)
             shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
             method = kept_method(work) or decide(
                 config, shape, totals.largest_id, distinct, windows.count, backend
             )
+        except HOPELESS:
+            discard(work)
+            raise
         keep_method(work, method)
         needed = sizes(
             config, shape, method, tokens=totals.tokens, documents=totals.documents,

@@ -31,7 +31,8 @@ class StoppedError(QkvmillError):
 def stoppable() -> Iterator[Callable[[], None]]:
     """Yield a function, to be called at safe places, that raises StoppedError after a signal.
 
-    A second signal ends the process at once. Outside the main thread, where Python takes no
+    A second signal ends the process at once. A signal that is ignored, as nohup and shells do it
+    for jobs in the background, stays ignored. Outside the main thread, where Python takes no
     signals, nothing is changed.
     """
     came: list[int] = []
@@ -48,7 +49,8 @@ def stoppable() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = {signum: signal.signal(signum, take) for signum in SIGNALS}
+    taken = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    before = {signum: signal.signal(signum, take) for signum in taken}
     try:
         yield check
     finally:

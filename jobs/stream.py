@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord, sha256_of
-from exporters.folder import Work
+from exporters.folder import Work, drop, start_over
 from exporters.manifest import FileEntry
 from exporters.tokens import PART_TOKENS, TokenPart, TokenWriter
 from jobs.config import JobConfig
 from jobs.corpus import Corpus
-from jobs.errors import CorpusError
+from jobs.errors import ChangedCorpusError, CorpusError
 from jobs.progress import Reporter
 from jobs.tokenise import TokenTotals, tokenise, totals_of
 from jobs.tokenizer import Tokenizer
@@ -23,20 +23,38 @@ def write_stream(
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
     """Tokenise the corpus into work.root, from the last part on that is finished.
 
+    With --overwrite, a document that has changed since makes the whole job start over.
+
     Raises:
-        CorpusError: if a document cannot be read, or is not what it was when its tokens were kept.
+        ChangedCorpusError: if a document is not what it was when its tokens were kept, as far as
+            they go.
+        CorpusError: if a document cannot be read.
         ExportError: if a part cannot be written.
     """
+    try:
+        return _go_on(config, corpus, tokenizer, work, reporter)
+    except ChangedCorpusError as changed:
+        if not config.overwrite:
+            raise
+        reporter.note(f"{changed.path} has changed since its tokens were written: starting over")
+        start_over(work)
+        return _go_on(config, corpus, tokenizer, work, reporter)
+
+
+def _go_on(
+    config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
+) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
     parts, files = _kept(work)
     whole = work.journal.notes.get(NOTE)
     if whole is not None and whole["parts"] == len(parts):
         files += whole["files"]
-    if changed := changed_file(corpus, files, reporter):
-        raise CorpusError(
-            f"{changed} has changed since its tokens were written; put it back as it was, or "
-            "give --overwrite to start over"
-        )
-    noted = len(files)
+    # Whatever else is kept was made from all documents that were ever noted.
+    if changed := changed_file(corpus, _noted(work), reporter):
+        raise ChangedCorpusError(changed)
+    names = {part.file.name for part in parts}
+    entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
+    drop(work, [entry.name for entry in entries if entry.name not in names])
+    noted = whole_files = len(files)
 
     def on_part(part: TokenPart) -> None:
         nonlocal noted
@@ -54,8 +72,12 @@ def write_stream(
     )
     if len(files) == len(corpus.files):
         return totals_of(config, files, writer.seen), tuple(parts)
-    totals = tokenise(config, corpus, tokenizer, writer, reporter, files)
-    written = writer.close()
+    try:
+        totals = tokenise(config, corpus, tokenizer, writer, reporter, files)
+        written = writer.close()
+    except OtherTokensError as error:
+        # Kept parts hold whole documents, compared by hash above, and the start of the next.
+        raise ChangedCorpusError(corpus.files[whole_files].path) from error
     work.journal.add_note(NOTE, {"parts": len(written), "files": files[noted:]})
     return totals, written
 
@@ -94,6 +116,17 @@ def token_entry(part: TokenPart) -> FileEntry:
             "document_starts": {"dtype": "int64", "shape": [part.documents]},
         },
     )
+
+
+def _noted(work: Work) -> list[dict[str, Any]]:
+    """The records of all documents that the journal knows, whether their tokens are kept or not."""
+    journal = work.journal
+    entries = [*journal.files.values(), *journal.forgotten.values()]
+    files: list[dict[str, Any]] = []
+    for entry in sorted(entries, key=lambda entry: entry.first):
+        files += journal.details[entry.name] if entry.kind == "tokens" else []
+    whole = journal.notes.get(NOTE)
+    return files if whole is None else files + whole["files"]
 
 
 def _kept(work: Work) -> tuple[list[TokenPart], list[dict[str, Any]]]:

@@ -1,10 +1,13 @@
 """Chooses once which device and which kernels compute, and returns the choice with its reason."""
 
 import importlib.util
+import os
+import platform
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,14 @@ from kernels.errors import DeviceError
 from kernels.method import Method
 from kernels.packed import PackedLayer
 from kernels.tables import BUILD_ROWS, Tables
+
+CPU_SETTINGS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+)
+"""What in the environment decides which code of MKL and oneDNN runs."""
 
 DEVICE_NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
@@ -108,10 +119,31 @@ def _cpu(reason: str) -> Backend:
         embed=direct.embed,
         project=direct.project,
         combine=combine.combine,
-        place={"cpu_capability": torch.backends.cpu.get_cpu_capability()},
+        place=_cpu_place(),
         direct_shape=lambda layer: {"block_rows": direct.block_rows(layer)},
         tables_shape=lambda tables: {"build_rows": BUILD_ROWS},
     )
+
+
+def _cpu_place() -> dict[str, Any]:
+    """What MKL and oneDNN choose their code by: two CPUs that differ in it may differ in bits."""
+    names = [name for name in CPU_SETTINGS if name in os.environ]
+    settings = {name: os.environ[name].encode("ascii", "backslashreplace") for name in names}
+    return {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_vendor": _cpu_vendor(),
+        **{name: value.decode() for name, value in settings.items()},
+    }
+
+
+@cache
+def _cpu_vendor() -> str:
+    """The maker of the CPU, such as "AuthenticAMD"; the architecture where Linux does not say."""
+    try:
+        found = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
 
 
 def _cuda(device: torch.device, dtype: torch.dtype, tf32: bool, reason: str) -> Backend:

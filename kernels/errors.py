@@ -5,9 +5,11 @@ QkvmillError
 ├── DeviceError       kernels     a device or a kernel that is not there
 ├── MethodError       kernels     tables where they cannot be had
 ├── ExportError       exporters   an export that is damaged, unfinished or cannot be written
+│   └── OtherTokensError          tokens that are given again and are not those that were written
 ├── WeightsError      exporters   a weights file that cannot be used
 ├── ConfigError       jobs        options that contradict each other (exit status 2)
 ├── CorpusError       jobs        a corpus that cannot be read
+│   └── ChangedCorpusError        a document that has changed since its tokens were written
 ├── TokenizerError    jobs        a vocabulary that is missing, damaged or another
 ├── DisagreementError jobs        results of a bench that differ
 └── StoppedError      jobs        a signal that asked a job to stop (exit status 130 or 143)
@@ -28,6 +30,11 @@ class DeviceError(QkvmillError):
 
 class MethodError(QkvmillError):
     """The method that was asked for cannot be had."""
+
+
+def is_out_of_threads(error: BaseException) -> bool:
+    """Whether an error is Python's own for a thread that the system did not give."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -96,3 +96,14 @@ def test_records_hash_what_was_written(tmp_path: Path) -> None:
     data = "é\n".encode()
     assert FileRecord("b.txt", 3, hashlib.sha256(data).hexdigest()) == record
     assert record.sha256 == sha256_of(tmp_path / "b.txt")
+
+
+def test_a_fifo_with_a_reader_is_not_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "b.txt.part")
+    reader = os.open(tmp_path / "b.txt.part", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(ExportError, match="could not be written: it is not a regular file"):
+            write_text(tmp_path, "b.txt", "text" * 100_000)
+        assert os.read(reader, 9) == b""
+    finally:
+        os.close(reader)

@@ -2,17 +2,27 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from exporters.errors import ExportError
 from exporters.files import whole_file
-from exporters.folder import Work, check_claim, check_kept, claim, claimed, release, tidy
+from exporters.folder import (
+    Work,
+    check_kept,
+    claim,
+    claimed,
+    discard,
+    release,
+    start_over,
+    tidy,
+)
 from exporters.journal import start_journal
 from exporters.manifest import FileEntry
 from exporters.space import check_space, readable
+from exporters.state import State, check_claim
 from exporters.strays import bytes_at
 
 JOB = {"options": {"seed": 0, "dtype": "float32"}, "software": {"torch": "2.13.0"}}
@@ -67,7 +77,7 @@ def test_what_the_journal_names_is_kept_and_strays_go(tmp_path: Path) -> None:
     for stray in ("shards/b.safetensors", "shards/c.part", "run.json", ".work/tables.safetensors"):
         (tmp_path / stray).write_bytes(b"stray")
     (tmp_path / "tokens").mkdir()
-    assert check_claim(tmp_path, overwrite=False) == "an unfinished export"
+    assert check_claim(tmp_path, overwrite=False) is State.UNFINISHED
     assert kept_after(work) == ["shards/a.safetensors", "weights.safetensors"]
     found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     own = [".work/holder", ".work/journal", ".work/lock"]
@@ -135,25 +145,96 @@ def test_a_failure_keeps_what_the_journal_names_and_else_leaves_nothing(tmp_path
     assert list(work.journal.files) == ["shards/a.safetensors"]
 
 
+def test_folders_that_a_failed_job_made_or_emptied_go_and_others_stay(
+    tmp_path: Path, export: Path
+) -> None:
+    def fail(root: Path) -> None:
+        with claimed(root, JOB, overwrite=True) as work:
+            finish(work, "shards/a.safetensors")
+            discard(work)
+            raise ExportError("no")
+
+    def fails(root: Path) -> None:
+        with pytest.raises(ExportError, match="no"):
+            fail(root)
+
+    (tmp_path / "empty").mkdir()
+    for name in ("deep/er/out", "empty", "empty/new/out"):
+        fails(tmp_path / name)
+    fails(export)
+    assert os.listdir(tmp_path) == ["empty"]
+    assert os.listdir(tmp_path / "empty") == []
+    (tmp_path / "mine").mkdir()
+    work = claim(tmp_path / "mine/out", JOB, overwrite=False)
+    (tmp_path / "mine/out/notes.md").write_text("mine")
+    work.lock.release()
+    fails(tmp_path / "mine/out")
+    assert os.listdir(tmp_path / "mine/out") == ["notes.md"]
+
+
+def test_starting_over_forgets_what_is_done_on_disk_too(tmp_path: Path) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    finish(work, "shards/a.safetensors")
+    work.journal.add_note("method", "tables")
+    start_over(work)
+    assert os.listdir(tmp_path) == [".work"]
+    work.lock.release()
+    again = claim(tmp_path, JOB, overwrite=False)
+    assert (again.journal.files, again.journal.notes) == ({}, {})
+
+
+def test_an_error_of_the_progress_does_not_make_a_file_damaged(tmp_path: Path) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    finish(work, "shards/a.safetensors")
+
+    def broken(read: int) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        check_kept(work, broken)
+    assert kept_after(work) == ["shards/a.safetensors"]
+
+
 def test_a_finished_export_needs_overwrite(export: Path) -> None:
     with pytest.raises(ExportError, match="--overwrite"):
         claim(export, JOB, overwrite=False)
-    assert check_claim(export, overwrite=True) == "a finished export"
+    assert check_claim(export, overwrite=True) is State.FINISHED
     claim(export, JOB, overwrite=True)
     assert os.listdir(export) == [".work"]
 
 
-def test_a_commit_that_was_cut_short_is_released_and_tidied(export: Path) -> None:
-    (export / ".work").mkdir()
-    start_journal(export, JOB)
-    work = claim(export, JOB, overwrite=False)
-    assert work.committed
-    release(work)
-    assert not (export / ".work").exists()
+@pytest.mark.parametrize("journal", ["whole", "unreadable", "none"])
+def test_a_commit_that_was_cut_short_is_a_finished_export_and_is_tidied(
+    export: Path, journal: str
+) -> None:
     (export / ".work").mkdir()
     (export / ".work/lock").touch()
+    if journal == "whole":
+        start_journal(export, JOB)
+    elif journal == "unreadable":
+        (export / ".work/journal").write_text("x")
+    with pytest.raises(ExportError, match="holds a finished export; give another folder"):
+        check_claim(export, overwrite=False)
     tidy(export)
     assert not (export / ".work").exists()
+    assert check_claim(export, overwrite=True) is State.FINISHED
+
+
+def test_a_finished_export_is_not_tidied_through_a_link(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else/journal").write_text("mine")
+    (export / ".work").symlink_to(tmp_path / "else")
+    with pytest.raises(ExportError, match=r"\.work is a link; remove it"):
+        tidy(export)
+    assert os.listdir(tmp_path / "else") == ["journal"]
+
+
+def test_overwriting_starts_over_where_a_commit_was_cut_short(export: Path) -> None:
+    (export / ".work").mkdir()
+    start_journal(export, JOB).add_note("method", "tables")
+    work = claim(export, JOB, overwrite=True)
+    assert (work.journal.files, work.journal.notes) == ({}, {})
+    assert os.listdir(export) == [".work"]
 
 
 def test_a_job_that_finds_an_export_finished_leaves_nothing_beside_it(export: Path) -> None:
@@ -227,12 +308,6 @@ def test_a_fifo_in_the_work_folder_is_not_waited_for(tmp_path: Path, name: str) 
     finish(claim(tmp_path, JOB, overwrite=False), "shards/a.safetensors")
 
 
-def test_a_fifo_or_a_circle_of_links_is_no_manifest(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(ExportError, match="holds something else"):
-        check_claim(tmp_path, overwrite=True)
-
-
 def test_space_is_checked_where_the_folder_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +330,22 @@ def test_bytes_that_stand_there_already_are_counted(export: Path) -> None:
     files = [path for path in export.rglob("*") if path.is_file()]
     others = {"manifest.json", "notes.md"}
     assert bytes_at(export) == sum(p.stat().st_size for p in files if p.name not in others)
+
+
+def test_files_that_another_job_renames_meanwhile_are_not_counted(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = bytes_at(export)
+    part = export / "tokens/tokens-00002.safetensors.part"
+    part.write_bytes(b"half")
+    real = os.walk
+
+    def walk(place: Path) -> Iterator[object]:
+        yield from list(real(place))
+        part.unlink(missing_ok=True)
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert bytes_at(export) == everything
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 """What a journal says after anything that can happen to it."""
 
+import errno
+import os
 import threading
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
+from exporters import disk
+from exporters.errors import ExportError
 from exporters.journal import JOURNAL, differences, mend_journal, read_journal, start_journal
 from exporters.manifest import FileEntry
 
@@ -109,3 +114,34 @@ def test_differences_name_nested_fields_with_both_values() -> None:
     assert found[0].endswith('..., now ["a"]')
     assert len(found[0]) < 120
     assert found[1:] == ["options.gone was true, now null", "options.seed was 0, now 1"]
+
+
+def test_nothing_is_added_after_a_line_that_may_be_torn(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = read_journal(root)
+    assert journal is not None
+    real = disk.write
+
+    def half(file: FileIO, data: memoryview) -> int:
+        if len(data) < 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, data[:-20])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "write", half)
+        with pytest.raises(ExportError, match="No space left"):
+            journal.add_file(entry("c"))
+    with pytest.raises(ExportError, match="No space left"):
+        journal.add_file(entry("d"))
+    assert names(root) == ["a", "b"] == list(journal.files)
+
+
+def test_a_journal_that_is_begun_anew_names_nothing(root: Path) -> None:
+    journal = read_journal(root)
+    assert journal is not None
+    journal.restart()
+    again = read_journal(root)
+    assert again is not None
+    for found in (journal, again):
+        assert (found.fingerprint, found.files, found.details, found.notes) == (JOB, {}, {}, {})

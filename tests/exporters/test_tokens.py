@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from exporters.errors import ExportError, OtherTokensError
 from exporters.tokens import IdSet, TokenStream, TokenWriter
 
 
@@ -94,3 +95,48 @@ def test_threads_may_read_different_parts_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(owners, starts))
     assert found == [[place // 50 for place in range(s, s + 60)] for s in starts]
+
+
+def started_again(tmp_path: Path, documents: list[list[int]]) -> None:
+    """Write [1, 2], [3, 4, 5 | 6, 7, 8] with the last two parts kept, then give documents again."""
+    writer = TokenWriter(tmp_path, 5)
+    for ids in ([1, 2], [3, 4, 5, 6, 7, 8]):
+        writer.start_document()
+        writer.append(np.array(ids))
+    kept = writer.close()
+    assert len(kept) == 2
+    again = TokenWriter(tmp_path, 5, kept=kept, start=2, documents=1)
+    for ids in documents:
+        again.start_document()
+        again.append(np.array(ids, dtype=np.uint32))
+    assert again.close()[:2] == kept
+
+
+def test_what_is_given_again_is_compared_and_not_written_again(tmp_path: Path) -> None:
+    started_again(tmp_path, [[3, 4, 5, 6, 7, 8]])
+
+
+@pytest.mark.parametrize(
+    ("documents", "reason"),
+    [
+        ([[3, 4, 5, 6, 7, 9]], "the ids from token 2 on are others"),
+        ([[3, 4, 5, 6], [7, 8]], "a document begins at token 6 where none did"),
+        ([[3, 4, 5, 6, 7]], "the stream ends at token 7, before it did"),
+        ([], "the stream ends at token 2, before it did"),
+        ([[3, 4, 5, 6, 7, 8, 9]], "the stream goes on at token 8, where it ended"),
+    ],
+)
+def test_other_tokens_than_those_that_are_kept_are_an_error(
+    tmp_path: Path, documents: list[list[int]], reason: str
+) -> None:
+    with pytest.raises(OtherTokensError, match=reason):
+        started_again(tmp_path, documents)
+
+
+def test_a_part_that_cannot_be_read_is_an_error_in_words(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path)
+    writer.append(np.array([1, 2]))
+    (part,) = writer.close()
+    (tmp_path / part.file.name).write_bytes(b"half")
+    with pytest.raises(ExportError, match=f"the tokens of {tmp_path} could not be read"):
+        TokenStream(tmp_path, [part])

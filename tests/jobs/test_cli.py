@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -637,3 +638,22 @@ def test_foreign_packages_of_our_names_are_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert_one_line(done.stderr, f"the package 'kernels' at {place} hides qkvmill's own")
+
+
+def test_a_thread_that_the_system_does_not_give_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("hash"):
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    command = ("run", corpus(tmp_path), "--out", tmp_path / "out", *SMALL, "--quiet")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        done = qkvmill(*command)
+    assert done.status == 1
+    assert_one_line(done.stderr, "the system gives no more threads")
+    succeed(*command)

@@ -197,3 +197,12 @@ def test_folders_may_be_nested_deeper_than_calls_may(tmp_path: Path) -> None:
         assert len(find_files([tmp_path / "corpus"]).files) == 1
     finally:
         subprocess.run(["rm", "-rf", tmp_path / "corpus"], check=True)
+
+
+def test_the_folder_of_the_export_is_no_part_of_the_corpus(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", a="text")
+    out = write_corpus(corpus / "out/deep", b="text").parent
+    (out / "manifest.json").write_text("{}")
+    found = find_files([corpus], out)
+    assert ([file.name for file in found.files], found.skipped_files) == (["a.txt"], 0)
+    assert len(find_files([corpus], corpus / "none").files) == 2

@@ -4,14 +4,18 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from exporters.errors import ExportError
 from exporters.layerfile import save_layer
 from exporters.manifest import read_manifest
 from exporters.reading import open_export
+from jobs import compute, expand
+from jobs.stopping import StoppedError
 from kernels.layer import DTYPES, Norm
 from tests.helpers import (
     SMALL,
@@ -265,3 +269,108 @@ def test_a_garbled_manifest_is_one_line(
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "full" / "manifest.json").exists()
+
+
+SMALLER = ("--batch-size", 1, "--shard-size", "15kB", "--vocab-size", "corpus")
+
+
+@pytest.fixture
+def half(tmp_path: Path, corpus: Path) -> tuple[object, ...]:
+    """An `expand` whose third shard could not be written; returns the command."""
+    succeed("run", corpus, "--out", tmp_path / "compact", *SMALL, *SMALLER, "--artifact", "compact")
+    command = ("expand", tmp_path / "compact", "--out", tmp_path / "full", "--device", "cpu")
+    real = vars(compute)["write_pieces"]
+
+    def some(root: Path, name: str, *rest: Any) -> object:
+        if int(name[13:18]) > 2:
+            raise ExportError("the disk is gone")
+        return real(root, name, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compute, "write_pieces", some)
+        assert qkvmill(*command).status == 1
+    assert len(shards(tmp_path / "full")) == 2
+    return command
+
+
+def shards(out: Path) -> list[str]:
+    return sorted(os.listdir(out / "shards"))
+
+
+@pytest.mark.parametrize("error", [StoppedError(2), ExportError("the disk is full")])
+def test_what_interrupts_a_resumed_expand_loses_nothing_that_is_done(
+    tmp_path: Path, half: tuple[object, ...], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    for place in ("sha256_of", "open_source"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"jobs.expand.{place}", fail)
+            assert qkvmill(*half).status != 0
+        assert len(shards(tmp_path / "full")) == 2
+    succeed(*half)
+    succeed("verify", tmp_path / "full")
+
+
+def test_a_damaged_source_loses_nothing_that_is_done(
+    tmp_path: Path, half: tuple[object, ...]
+) -> None:
+    path = tmp_path / "compact/tables.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"x")
+    assert "is damaged: its bytes do not match" in qkvmill(*half).stderr
+    path.write_bytes(data)
+    assert "going on" in succeed(*half).stderr
+    succeed("verify", tmp_path / "full")
+
+
+@pytest.mark.parametrize("how", ["edited", "cut"])
+def test_a_source_that_changes_after_it_was_checked_changes_nothing(
+    tmp_path: Path, corpus: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact, full = tmp_path / "compact", tmp_path / "full"
+    options = (*SMALL, *SMALLER, "--export", "qkv", "--export", "features")
+    succeed("run", corpus, "--out", compact, *options, "--artifact", "compact")
+    succeed("expand", compact, "--out", tmp_path / "expected", "--device", "cpu")
+    real = vars(expand)["write_shards"]
+
+    def write_shards(*arguments: Any) -> object:
+        for path in compact.rglob("*.safetensors"):
+            with path.open("r+b") as file:
+                if how == "cut":
+                    file.truncate(4096)
+                else:
+                    size = file.seek(0, os.SEEK_END) // 3
+                    file.seek(-size, os.SEEK_END)
+                    file.write(bytes(size))
+        return real(*arguments)
+
+    monkeypatch.setattr(expand, "write_shards", write_shards)
+    succeed("expand", compact, "--out", full, "--device", "cpu")
+    assert contents(full) == contents(tmp_path / "expected")
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, compact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = vars(expand)["open_source"]
+
+    def open_source(*arguments: Any) -> object:
+        os.utime(compact / "tables.safetensors", ns=(1, 1))
+        return real(*arguments)
+
+    monkeypatch.setattr(expand, "open_source", open_source)
+    result = qkvmill("expand", compact, "--out", tmp_path / "full", "--device", "cpu")
+    assert result.status == 1
+    assert "tables.safetensors changed while it was read" in result.stderr
+    assert not (tmp_path / "full").exists()
+
+
+def test_an_export_is_not_expanded_into_itself(tmp_path: Path, compact: Path) -> None:
+    (tmp_path / "link").symlink_to(compact)
+    for out in (compact / "shards", tmp_path / "link/a/b", tmp_path):
+        result = qkvmill("expand", compact, "--out", out, "--device", "cpu", "--overwrite")
+        assert result.status == 1
+        assert "lie in each other; give another folder" in result.stderr
+    succeed("verify", compact)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,117 @@ def test_a_document_that_changed_after_it_was_tokenised_is_named(
     succeed("run", corpus, "--out", out, *JOB)
 
 
+def stopped_while_tokenising(out: Path, parts: int, *command: object) -> None:
+    """Run a job that cannot note another part of its token stream than the first ones."""
+    real = stream.token_entry
+
+    def some(part: Any) -> object:
+        if int(part.file.name[14:19]) > parts:
+            raise ExportError("the disk is gone")
+        return real(part)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stream, "token_entry", some)
+        result = qkvmill(*command, "--out", out)
+    assert (result.status, "the disk is gone" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("change", ["edited", "cut"])
+def test_a_document_that_changed_while_it_was_half_tokenised_is_named(
+    tmp_path: Path, corpus: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 50)
+    out, document = tmp_path / "out", corpus / "a.txt"
+    command = ("run", corpus, *JOB)
+    stopped_while_tokenising(out, 2, *command)
+    (out / "tokens/tokens-00003.safetensors").unlink()
+    before, text = state(out), document.read_text()
+    document.write_text(text.replace("boxing", "wrestling") if change == "edited" else text[:80])
+    result = qkvmill(*command, "--out", out)
+    assert result.status == 1
+    assert f"{document} has changed since its tokens were written" in result.stderr
+    assert state(out) == before
+    over = succeed(*command, "--out", out, "--overwrite")
+    assert f"{document} has changed since its tokens were written: starting over" in over.stderr
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_text_that_moved_into_the_next_document_is_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 6)
+    corpus = write_corpus(tmp_path / "c", a=" one two three four five six seven eight", b=" nine")
+    command = ("run", corpus, "--tokenizer", "gpt2", "--context-length", 2, "--export", "tokens",
+               "--separator", "none")  # fmt: skip
+    stopped_while_tokenising(tmp_path / "out", 1, *command)
+    write_corpus(corpus, a=" one two three", b=" four five six seven eight nine")
+    result = qkvmill(*command, "--out", tmp_path / "out")
+    assert result.status == 1
+    assert f"{corpus / 'a.txt'} has changed since" in result.stderr
+
+
+def test_a_document_that_changed_is_named_though_its_tokens_were_lost_too(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 50)
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB)
+    unfinished(out, *command)
+    (out / "tokens/tokens-00001.safetensors").unlink()
+    text = (corpus / "b.txt").read_text()
+    (corpus / "b.txt").write_text(text.replace("black", "white"))
+    result = qkvmill(*command, "--out", out)
+    assert result.status == 1
+    assert f"{corpus / 'b.txt'} has changed since" in result.stderr
+    (corpus / "b.txt").write_text(text)
+    succeed(*command, "--out", out)
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_parts_of_a_longer_document_whose_first_part_was_lost_do_not_stay(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 50)
+    out = tmp_path / "out"
+    command = ("run", corpus / "a.txt", *JOB)
+    stopped_while_tokenising(out, 2, *command)
+    (out / "tokens/tokens-00001.safetensors").unlink()
+    (corpus / "a.txt").write_text("Pack my box with five dozen liquor jugs. " * 3)
+    succeed(*command, "--out", out)
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+    succeed("verify", out)
+
+
+def test_overwrite_starts_over_where_the_corpus_has_changed(tmp_path: Path, corpus: Path) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB, "--method", "tables")
+    unfinished(out, *command)
+    (corpus / "b.txt").write_text("Pack my box with five dozen liquor jugs. " * 20)
+    result = succeed(*command, "--out", out, "--overwrite")
+    assert f"{corpus / 'b.txt'} has changed since its tokens were written: starting over" in (
+        result.stderr
+    )
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_the_export_may_lie_in_the_folder_of_the_corpus(tmp_path: Path, corpus: Path) -> None:
+    out = corpus / "out"
+    command = ("run", corpus, *JOB)
+    unfinished(out, *command)
+    (corpus / "notes.md").write_text("not read")
+    again = succeed(*command, "--out", out)
+    assert "holds an unfinished export: going on" in again.stderr
+    assert "finished: nothing is done" in succeed(*command, "--out", out).stderr
+    succeed(*command, "--out", tmp_path / "new", "--quiet")
+    shutil.rmtree(out)
+    succeed(*command, "--out", tmp_path / "newer", "--quiet")
+    assert sums(tmp_path / "new") != sums(tmp_path / "newer")
+
+
 def test_a_document_that_could_not_be_read_is_mended_and_the_job_goes_on(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +372,67 @@ def test_a_finished_export_that_lost_a_file_is_not_called_done(
     assert "is missing or not whole" in result.stderr
     succeed("run", corpus, "--out", out, *JOB, "--overwrite")
     succeed("verify", out)
+
+
+def test_a_run_that_was_stopped_after_its_commit_is_checked_as_any_finished_one(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(*_: object) -> None:
+        raise ExportError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("exporters.folder.release", stop)
+        assert qkvmill("run", corpus, "--out", out, *JOB).status == 1
+    assert (out / ".work/journal").exists()
+    text = (corpus / "a.txt").read_text()
+    (corpus / "a.txt").write_text("The five boxing wizards jump quietly. " * 20)
+    other = qkvmill("run", corpus, "--out", out, *JOB)
+    assert (other.status, "a.txt has other bytes" in other.stderr) == (1, True)
+    (corpus / "a.txt").write_text(text)
+    shard = next((out / "shards").iterdir())
+    shard.rename(tmp_path / "shard")
+    lost = qkvmill("run", corpus, "--out", out, *JOB)
+    assert (lost.status, "is missing or not whole" in lost.stderr) == (1, True)
+    (tmp_path / "shard").rename(shard)
+    result = succeed("run", corpus, "--out", out, *JOB)
+    assert "finished: nothing is done" in result.stderr
+    assert "qkvmill verify checks their bytes" in result.stderr
+    assert not (out / ".work").exists()
+    succeed("run", corpus, "--out", out, *JOB, "--overwrite")
+    succeed("verify", out)
+
+
+def test_a_finished_export_beside_an_unreadable_journal_is_finished(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    succeed("run", corpus, "--out", out, *JOB)
+    (out / ".work").mkdir()
+    (out / ".work/journal").write_text("x")
+    assert "nothing is done" in succeed("run", corpus, "--out", out, *JOB).stderr
+    assert not (out / ".work").exists()
+
+
+def test_an_overwrite_that_fails_before_anything_is_done_leaves_nothing(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "deep/er/out"
+    succeed("run", corpus, "--out", out, *JOB)
+    (corpus / "c.txt").write_bytes(b"half a \xff")
+    assert qkvmill("run", corpus, "--out", out, *JOB, "--overwrite").status == 1
+    assert os.listdir(tmp_path / "deep/er") == []
+    shutil.rmtree(tmp_path / "deep")
+    assert qkvmill("run", corpus, "--out", out, *JOB).status == 1
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_context_that_the_corpus_cannot_fill_leaves_nothing(tmp_path: Path, corpus: Path) -> None:
+    result = qkvmill("run", corpus, "--out", tmp_path / "out", *SMALL[:2], *JOB[4:],
+                     "--context-length", 9999)  # fmt: skip
+    assert result.status == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_method_of_the_first_run_is_kept(

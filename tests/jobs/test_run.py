@@ -14,6 +14,7 @@ from torch import Tensor
 
 from exporters.layerfile import load_layer, save_layer
 from exporters.manifest import read_manifest
+from jobs import stream
 from kernels import reference
 from kernels.layer import DTYPES, Norm, seeded_layer
 from tests.helpers import (
@@ -271,7 +272,7 @@ def test_a_failed_run_with_overwrite_keeps_the_finished_export(
 ) -> None:
     before = sums(export)
     for culprit in (tmp_path / "missing.txt", "--weights"):
-        arguments = [culprit] if culprit != "--weights" else [export, "--weights", tmp_path / "no"]
+        arguments = [culprit] if culprit != "--weights" else [DATA, "--weights", tmp_path / "no"]
         result = qkvmill("run", *arguments, "--out", export, "--overwrite")
         assert result.status == 1
     assert before == sums(export)
@@ -305,3 +306,30 @@ def test_a_run_that_fails_leaves_a_folder_that_was_there_and_what_is_not_ours(
     (tmp_path / "empty").mkdir()
     assert qkvmill("run", bad, "--out", tmp_path / "empty", *SMALL).status == 1
     assert os.listdir(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("method", ["tables", "direct"])
+@pytest.mark.parametrize("how", ["edited", "cut"])
+def test_weights_that_change_after_they_were_read_change_nothing(
+    tmp_path: Path, corpus: Path, how: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    save_layer(tmp_path, weights.name, random_layer(vocabulary_size=100300))
+    command = ("run", corpus, "--weights", weights, *SMALL[:4], "--method", method,
+               "--export", "qkv", "--export", "features")  # fmt: skip
+    succeed(*command, "--out", tmp_path / "expected")
+
+    def write_stream(*arguments: Any) -> object:
+        with weights.open("r+b") as file:
+            if how == "cut":
+                file.truncate(4096)
+            else:
+                size = file.seek(0, os.SEEK_END) - 4096
+                file.seek(4096)
+                file.write(bytes(size))
+        return stream.write_stream(*arguments)
+
+    monkeypatch.setattr("jobs.run.write_stream", write_stream)
+    succeed(*command, "--out", tmp_path / "out")
+    found, expected = ((tmp_path / name / "SHA256SUMS").read_text() for name in ("out", "expected"))
+    assert found == expected

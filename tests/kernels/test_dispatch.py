@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kernels import combine, direct
-from kernels.dispatch import choose
+from kernels.dispatch import CPU_SETTINGS, choose
 from kernels.errors import DeviceError
 from kernels.method import Method
 from kernels.packed import pack
@@ -51,7 +51,8 @@ def test_the_record_says_what_decides_the_bits() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     packed = pack(layer, backend.device)
     record = backend.record(Method("direct", "why"), packed, None)
-    assert record["place"] == {"cpu_capability": capability}
+    assert record["place"]["cpu_capability"] == capability
+    assert record["place"]["cpu_vendor"]
     assert record["configuration"] == {"block_rows": 2048}
     assert (record["method"], record["method_reason"]) == ("direct", "why")
     built = build(layer, torch.arange(9, dtype=torch.int32), backend.device)
@@ -59,3 +60,14 @@ def test_the_record_says_what_decides_the_bits() -> None:
     assert record["configuration"] == {"build_rows": 512}
     assert record["reason"]
     assert backend.record(None, packed, None)["method"] is None
+
+
+def test_the_place_holds_what_the_cpu_libraries_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CPU_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    place = choose("cpu", torch.float32).place
+    assert set(place) == {"cpu_capability", "cpu_vendor"}
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    told = choose("cpu", torch.float32).place
+    assert told == {**place, "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -1,0 +1,73 @@
+"""What stands in the folder of an export: nothing, one that is unfinished, or one that is finished.
+
+The manifest decides. Beside one, `.work` is only what a job that was stopped after its commit had
+no time to remove, whatever it holds. Without one, `.work` is what makes a folder ours.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+
+from exporters.errors import ExportError
+from exporters.manifest import FORMAT, MANIFEST
+from exporters.safefile import open_regular
+from exporters.strays import WORK
+
+
+class State(StrEnum):
+    """What stands there, in words."""
+
+    NOTHING = "nothing"
+    UNFINISHED = "an unfinished export"
+    FINISHED = "a finished export"
+
+
+def state_of(root: Path) -> State:
+    """What stands at root.
+
+    Raises:
+        ExportError: if it holds something that is not ours, or cannot be read.
+    """
+    if root.is_symlink() and not root.exists():
+        raise ExportError(f"--out {root} is a link to nothing")
+    if not root.exists():
+        return State.NOTHING
+    if not root.is_dir():
+        raise ExportError(f"--out {root} is a file; give a folder")
+    try:
+        names = sorted(path.name for path in root.iterdir())
+    except OSError as error:
+        raise ExportError(f"--out {root} could not be read: {error.strerror}") from error
+    if not names:
+        return State.NOTHING
+    if MANIFEST in names and _is_ours(root / MANIFEST):
+        return State.FINISHED
+    if WORK in names and MANIFEST not in names:
+        return State.UNFINISHED
+    held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    raise ExportError(f"--out {root} holds something else ({held}); give another folder")
+
+
+def check_claim(root: Path, *, overwrite: bool) -> State:
+    """Whether root may be written to; returns what stands there.
+
+    Raises:
+        ExportError: if root holds something that is not ours, or a finished export and not
+            `overwrite`.
+    """
+    state = state_of(root)
+    if state is State.FINISHED and not overwrite:
+        raise ExportError(
+            f"--out {root} holds a finished export; give another folder, "
+            "or --overwrite to replace it"
+        )
+    return state
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Whether a manifest.json is the start of one of ours; its version may be another."""
+    try:
+        file = open_regular(manifest)
+    except (OSError, ExportError):
+        return False
+    with file:
+        return f'"format": "{FORMAT}"'.encode() in file.read(200)

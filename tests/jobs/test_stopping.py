@@ -1,0 +1,52 @@
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.stopping import SIGNALS, StoppedError, stoppable
+from tests.helpers import ROOT, run_python
+
+
+@pytest.fixture
+def ignored() -> Iterator[signal.Signals]:
+    """A signal that is ignored, as nohup and shells do it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield signal.SIGINT
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(signum: int) -> None:
+    before = signal.getsignal(signum)
+    with stoppable() as check:
+        check()
+        os.kill(os.getpid(), signum)
+        with pytest.raises(StoppedError) as stopped:
+            check()
+    assert stopped.value.status == 128 + signum
+    assert signal.getsignal(signum) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(ignored: signal.Signals) -> None:
+    with stoppable() as check:
+        os.kill(os.getpid(), ignored)
+        check()
+        assert signal.getsignal(ignored) is signal.SIG_IGN
+    assert signal.getsignal(ignored) is signal.SIG_IGN
+
+
+def test_the_program_leaves_interrupts_ignored_where_they_are() -> None:
+    code = (
+        "import os, signal, sys, types\n"
+        "end = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.modules['jobs.cli'] = types.SimpleNamespace(main=end)\n"
+        "from jobs.__main__ import main\n"
+        "main()"
+    )
+    for handler, ends_well in ((signal.SIG_IGN, True), (signal.SIG_DFL, False)):
+        before = signal.signal(signal.SIGINT, handler)
+        done = subprocess.run(run_python(code), cwd=ROOT, capture_output=True, check=False)
+        signal.signal(signal.SIGINT, before)
+        assert (done.returncode == 0) == ends_well, done.stderr
