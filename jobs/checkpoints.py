@@ -200,16 +200,30 @@ def _read(
     step = max(1, BLOCK_VALUES // max(1, out[:1].numel()))
     for start in range(0, count, step):
         stop = min(start + step, count)
-        out[start:stop] = change(_exact(stored, start, stop))
+        out[start:stop] = rounded(change(_exact(stored, start, stop)), dtype)
         _check_range(stored, out[start:stop])
     return out
 
 
-def _check_range(stored: StoredTensor, rounded: Tensor) -> None:
-    if not bool(torch.isfinite(rounded).all()):
+def _check_range(stored: StoredTensor, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
         raise WeightsError(
-            f"{stored.name} has values beyond {rounded.dtype}'s largest; use another --dtype"
+            f"{stored.name} has values beyond float16's largest, 65504; use bfloat16 or float32"
+            if values.dtype == torch.float16
+            else f"{stored.name} has values beyond {values.dtype}'s largest; use float32"
         )
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in dtype, rounded once; torch rounds float64 to float32 on its way to 16 bits."""
+    if values.dtype != torch.float64 or dtype.itemsize != 2:
+        return values.to(dtype)
+    # Cut to float32, its last bit set where that lost something, no value looks like a tie.
+    narrow = values.float()
+    bits = narrow.view(torch.int32)
+    bits = bits - (narrow.double().abs() > values.abs()).int()
+    lost = narrow.double() != values
+    return torch.where(lost, bits | 1, bits).view(torch.float32).to(dtype)
 
 
 def _embedding(tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> Tensor:
@@ -233,9 +247,9 @@ def _positions(
     table = _exact(tensors["position"], offset, offset + context_length).double()
     if "token_type" in tensors:
         table += _exact(tensors["token_type"], 0, 1).double()
-    rounded = table.to(dtype)
-    _check_range(tensors["position"], rounded)
-    return rounded
+    position = rounded(table, dtype)
+    _check_range(tensors["position"], position)
+    return position
 
 
 def _projections(
@@ -260,7 +274,8 @@ def _projections(
         q = q.double() * model.head_dim**-0.5
     out = []
     for part in (q, k, v):
-        rounded = part.to(dtype, copy=True).contiguous()
-        _check_range(stored[0], rounded)
-        out.append(rounded)
+        own = torch.empty(part.shape, dtype=dtype)
+        own.copy_(rounded(part, dtype))
+        _check_range(stored[0], own)
+        out.append(own)
     return out[0], out[1], out[2]

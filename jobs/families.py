@@ -72,7 +72,7 @@ class Family:
     token_type: str = ""  # row 0 of which is added everywhere
     keys: Keys = Keys()
     rope: RopeKeys | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # for keys that saved files leave out
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # for keys that a file leaves out
     allowed: Mapping[str, Any] = field(default_factory=dict)  # options that change nothing so
     inside: str | None = None  # the object of config.json that describes the text model
 
@@ -85,6 +85,7 @@ class Family:
         if self.rope is not None:
             names += [self.rope.theta, self.rope.partial, self.rope.local_theta, *self.rope.twins]
             names += ["rope_parameters", "rope_scaling", "original_max_position_embeddings"]
+            names += ["partial_rotary_factor"]
         return {name for name in names if isinstance(name, str)}
 
 
@@ -216,8 +217,12 @@ _LLAMA = Family(
     defaults={"attention_bias": False},
 )
 
-_QWEN3 = replace(_LLAMA, qk_norm="head")
-_GEMMA = replace(_LLAMA, embedding_scaled=True, norm_offset=1.0)
+_GEMMA = replace(
+    _LLAMA,
+    embedding_scaled=True,
+    norm_offset=1.0,
+    defaults={"attention_bias": False, "num_key_value_heads": 16, "head_dim": 256},
+)
 
 _GEMMA3 = replace(
     _GEMMA,
@@ -263,7 +268,7 @@ FAMILIES = {
     "cohere": _COHERE,
     "distilbert": _DISTILBERT,
     "gemma": _GEMMA,
-    "gemma2": _GEMMA,
+    "gemma2": replace(_GEMMA, defaults={**_GEMMA.defaults, "num_key_value_heads": 4}),
     "gemma3": replace(
         _GEMMA3,
         prefixes=("model.language_model.", "language_model.model.", "model.", ""),
@@ -273,13 +278,22 @@ FAMILIES = {
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
     "llama": _LLAMA,
-    "mistral": replace(_LLAMA, biases=False),
+    "mistral": replace(_LLAMA, biases=False, defaults={"num_key_value_heads": 8}),
     "olmo2": replace(_LLAMA, norm="none", qk_norm="all"),
     "opt": _OPT,
     "phi": _PHI,
     "phi3": _PHI3,
-    "qwen2": replace(_LLAMA, biases=True, allowed={"attention_bias": True}),
-    "qwen3": _QWEN3,
+    "qwen2": replace(
+        _LLAMA,
+        biases=True,
+        allowed={"attention_bias": True},
+        defaults={"num_key_value_heads": 32},
+    ),
+    "qwen3": replace(
+        _LLAMA,
+        qk_norm="head",
+        defaults={"attention_bias": False, "num_key_value_heads": 32, "head_dim": 128},
+    ),
     "roberta": replace(_BERT, prefixes=("roberta.", ""), position_offset=1, pad_key="pad_token_id"),
 }
 """model_type of config.json -> what its first layer is."""

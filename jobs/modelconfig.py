@@ -94,7 +94,7 @@ def _model(config: Settings, model_type: str, family: Family, context_length: in
     max_positions = config.count(keys.max_positions)
     if family.pad_key is not None:
         offset += config.index(family.pad_key)
-        max_positions -= offset
+        max_positions = max(0, max_positions - offset)
     rope = None
     if family.rope is not None:
         local = family.rope.local_theta is not None and _slides(config)

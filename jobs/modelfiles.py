@@ -39,7 +39,8 @@ def own_file(folder: Path, name: str) -> Path:
     Raises:
         WeightsError: if the name is no plain one, or links lead it out of the folder.
     """
-    if name in ("", ".", "..") or any(mark in name for mark in "/\\:\0"):
+    plain = name.isprintable() and not any(mark in name for mark in "/\\:")
+    if name in ("", ".", "..") or not plain:
         raise WeightsError(f"--weights {folder}: {name!r} is no plain name of a file in the folder")
     root = Path(os.path.realpath(folder))
     target = Path(os.path.realpath(root / name))
@@ -57,9 +58,9 @@ def tensor_files(folder: Path) -> dict[str, str]:
     Raises:
         WeightsError: if there is neither, or it is damaged.
     """
-    if own_file(folder, SINGLE).exists():
+    if os.path.exists(own_file(folder, SINGLE)):
         return dict.fromkeys(_header(folder, SINGLE).tensors, SINGLE)
-    if not own_file(folder, INDEX).exists():
+    if not os.path.exists(own_file(folder, INDEX)):
         raise _no_weights(folder)
     index = read_json(own_file(folder, INDEX), f"--weights {folder}: {INDEX}")
     files = index.object("weight_map").values
@@ -121,9 +122,13 @@ def _header(folder: Path, name: str) -> Header:
 
 def _no_weights(folder: Path) -> WeightsError:
     """The error for a folder without safetensors, which names a pickle where there is one."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix in PICKLES:
-            return _pickle(folder, path.name)
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return WeightsError(f"--weights {folder} could not be read: {error.strerror}")
+    for name in names:
+        if Path(name).suffix in PICKLES:
+            return _pickle(folder, name)
     return WeightsError(f"--weights {folder} holds neither {SINGLE} nor {INDEX}")
 
 

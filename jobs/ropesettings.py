@@ -14,6 +14,7 @@ from jobs.settings import Settings
 from kernels import frequencies
 from kernels.frequencies import Frequencies
 
+LEAST_THETA = 1.001
 LARGEST_THETA = 1e12
 LARGEST_FACTOR = 1e6
 LENGTH = "original_max_position_embeddings"
@@ -60,7 +61,7 @@ def read_rope(
     theta_key, default = keys.theta, keys.default_theta
     if local and keys.local_theta is not None:
         theta_key, default = keys.local_theta, keys.default_local_theta
-    theta = _agreed(config, theta_key, scaling, "rope_theta", default, 1.0, LARGEST_THETA)
+    theta = _agreed(config, theta_key, scaling, "rope_theta", default, LEAST_THETA, LARGEST_THETA)
     least = 1 / head_dim
     partial_key = keys.partial or "partial_rotary_factor"
     partial = _agreed(
@@ -198,6 +199,8 @@ def _options(
             "mscale_all_dim": factor("mscale_all_dim"),
             "truncate": scaling.flag("truncate") if scaling.has("truncate") else True,
         }
+    if trained < 2:
+        raise WeightsError(f"{scaling.where}: {LENGTH} = {trained} is less than 2")
     return {
         "short_factor": scaling.numbers("short_factor", dims // 2, 1e-6, LARGEST_FACTOR),
         "long_factor": scaling.numbers("long_factor", dims // 2, 1e-6, LARGEST_FACTOR),
