@@ -42,7 +42,7 @@ def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
             manifest.tokenizer, "tokenizers" if "tokenizers" in manifest.software else "tiktoken"
         ),
         "weights_sha256": (
-            layer["weights_sha256"] if layer and layer["source"] == "weights" else None
+            layer["weights_sha256"] if layer and layer["source"] != "seed" else None
         ),
         "compute": None
         if compute is None

@@ -1,61 +1,69 @@
-"""Which first layer a job uses: from the weights file, or made from the seed."""
+"""Which first layer a job uses: a model's, from a weights file, or made from the seed."""
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import replace
 from typing import Any
 
 from exporters.errors import WeightsError
 from exporters.layerfile import load_layer
+from jobs.checkpoints import load_checkpoint
+from jobs.choose_tokenizer import check_vocabulary
 from jobs.config import JobConfig
 from jobs.errors import ConfigError
+from jobs.layershape import LayerShape, seeded_vocabulary
+from jobs.modelconfig import Model, read_model
 from jobs.owned import owned
+from jobs.progress import Reporter
 from jobs.tokenizer import Tokenizer
-from kernels.layer import DTYPES, FirstLayer, Norm, seeded_layer
-from kernels.tables import table_bytes
+from kernels.layer import DTYPES, FirstLayer, seeded_layer
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerShape:
-    """The widths of a first layer, known before its parameters are."""
+def model_of(config: JobConfig, tokenizer: Tokenizer, reporter: Reporter) -> Model | None:
+    """What config.json says where --weights is a model's folder; None where it is none.
 
-    vocabulary_size: int
-    d_model: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm: Norm
-    positions: int  # T, or 0 where none are added
-    angles: int  # values of cos and sin of rotary positions, 2 * T * R/2, or 0
-    normed_heads: bool  # whether q and k are normalised after the projection
-    bytes: int  # of all parameters, in the job's dtype
+    What a user should know of it is said aloud.
 
-    @property
-    def total_width(self) -> int:
-        """F: q, k and v side by side."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    def table_bytes(self, distinct: int) -> int:
-        """Bytes of the tables for so many distinct tokens."""
-        return table_bytes(
-            tokens=distinct,
-            positions=self.positions,
-            d_model=self.d_model,
-            total_width=self.total_width,
-            norm=self.norm,
-            angles=self.angles,
-        )
+    Raises:
+        WeightsError: if it cannot be used.
+        ConfigError: if options do not fit it, or the tokenizer has more tokens than its embedding.
+    """
+    if config.weights is None or not os.path.isdir(config.weights):
+        return None
+    where = f"--weights {config.weights}"
+    if config.positions is not None:
+        raise ConfigError(f"--positions has no effect with the model in {where}; leave it out")
+    model = read_model(config.weights, context_length=config.context_length)
+    for name in ("d_model", "heads", "kv_heads"):
+        asked, found = getattr(config, name), getattr(model, name)
+        if asked not in (None, found):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} {asked} does not fit {where}, which has {found}")
+    if config.pre_rope and model.rope is None:
+        raise _no_rope(model.positions)
+    check_vocabulary(tokenizer, model.vocabulary_size, where)
+    for note in model.notes:
+        reporter.note(f"{where}: {note}")
+    return model
 
 
-def load_weights(config: JobConfig) -> FirstLayer | None:
+def load_weights(config: JobConfig, model: Model | None) -> FirstLayer | None:
     """The layer of --weights in the job's dtype; None where it will be made from the seed.
 
     It is in memory of our own: whoever writes to the file from then on changes nothing.
 
+    Args:
+        model: as `model_of` gives it.
+
     Raises:
-        WeightsError: if the file cannot be used.
+        WeightsError: if the file or folder cannot be used.
         LayerError: if a value does not fit the dtype.
     """
     if config.weights is None:
         return None
+    dtype = DTYPES[config.dtype]
+    if model is not None:
+        layer = load_checkpoint(config.weights, context_length=config.context_length, dtype=dtype)
+        return _unturned(config, layer)
     layer = load_layer(
         config.weights,
         context_length=config.context_length,
@@ -64,8 +72,22 @@ def load_weights(config: JobConfig) -> FirstLayer | None:
         kv_heads=config.kv_heads,
         positions=config.positions,
     )
-    dtype = DTYPES[config.dtype]
     return _unturned(config, owned(layer) if layer.dtype == dtype else layer.to(dtype))
+
+
+def make_layer(config: JobConfig, tokenizer: Tokenizer, largest_id: int) -> FirstLayer:
+    """The layer from the seed, in the job's dtype."""
+    d_model, heads, kv_heads = config.seeded_widths
+    layer = seeded_layer(
+        vocabulary_size=seeded_vocabulary(config, tokenizer, largest_id),
+        d_model=d_model,
+        heads=heads,
+        kv_heads=kv_heads,
+        context_length=config.context_length,
+        positions=config.seeded_positions,
+        seed=config.seed,
+    )
+    return _unturned(config, layer.to(DTYPES[config.dtype]))
 
 
 def _unturned(config: JobConfig, layer: FirstLayer) -> FirstLayer:
@@ -77,69 +99,12 @@ def _unturned(config: JobConfig, layer: FirstLayer) -> FirstLayer:
     if not config.pre_rope:
         return layer
     if layer.rotary is None:
-        raise ConfigError(
-            f"--pre-rope has no effect: the layer's positions are {layer.positions}; leave it out"
-        )
+        raise _no_rope(layer.positions)
     return replace(layer, rotary_cos=None, rotary_sin=None, positions="none")
 
 
-def layer_shape(
-    config: JobConfig, loaded: FirstLayer | None, tokenizer: Tokenizer, largest_id: int | None
-) -> LayerShape | None:
-    """The layer's shape; None where none is needed, or where it hangs on an unknown largest id."""
-    if not config.needs_layer:
-        return None
-    if loaded is not None:
-        return LayerShape(
-            vocabulary_size=loaded.vocabulary_size,
-            d_model=loaded.d_model,
-            heads=loaded.heads,
-            kv_heads=loaded.kv_heads,
-            head_dim=loaded.head_dim,
-            norm=loaded.norm,
-            positions=0 if loaded.position is None else len(loaded.position),
-            angles=0 if loaded.rotary is None else 2 * loaded.rotary.cos.numel(),
-            normed_heads=loaded.q_norm is not None,
-            bytes=sum(tensor.nbytes for tensor in loaded.tensors().values()),
-        )
-    if config.vocab_size == "corpus" and largest_id is None:
-        return None
-    vocabulary_size = _vocabulary_size(config, tokenizer, largest_id or 0)
-    d_model, heads, kv_heads = config.seeded_widths
-    head_dim = d_model // heads
-    width = (heads + 2 * kv_heads) * head_dim
-    added = config.seeded_positions in ("sinusoidal", "learned")
-    positions = config.context_length if added else 0
-    turns = config.seeded_positions == "rope" and not config.pre_rope
-    angles = config.context_length * head_dim if turns else 0
-    parameters = (vocabulary_size + positions + width) * d_model + width
-    return LayerShape(
-        vocabulary_size=vocabulary_size,
-        d_model=d_model,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        norm="none",
-        positions=positions,
-        angles=angles,
-        normed_heads=False,
-        bytes=parameters * DTYPES[config.dtype].itemsize + 4 * angles,
-    )
-
-
-def make_layer(config: JobConfig, tokenizer: Tokenizer, largest_id: int) -> FirstLayer:
-    """The layer from the seed, in the job's dtype."""
-    d_model, heads, kv_heads = config.seeded_widths
-    layer = seeded_layer(
-        vocabulary_size=_vocabulary_size(config, tokenizer, largest_id),
-        d_model=d_model,
-        heads=heads,
-        kv_heads=kv_heads,
-        context_length=config.context_length,
-        positions=config.seeded_positions,
-        seed=config.seed,
-    )
-    return _unturned(config, layer.to(DTYPES[config.dtype]))
+def _no_rope(positions: str) -> ConfigError:
+    return ConfigError(f"--pre-rope has no effect: positions are {positions}; leave it out")
 
 
 def check_ids(config: JobConfig, shape: LayerShape, largest_id: int) -> None:
@@ -158,12 +123,15 @@ def check_ids(config: JobConfig, shape: LayerShape, largest_id: int) -> None:
     raise ConfigError(f"--vocab-size {config.vocab_size}: {rows}; give {largest_id + 1} or more")
 
 
-def describe_layer(config: JobConfig, layer: FirstLayer, weights_sha256: str) -> dict[str, Any]:
+def describe_layer(
+    config: JobConfig, model: Model | None, layer: FirstLayer, weights_sha256: str
+) -> dict[str, Any]:
     """The layer's section of the manifest."""
+    source = "weights" if model is None else "model"
     return {
-        "source": "seed" if config.weights is None else "weights",
-        "file": None if config.weights is None else config.weights.name,
-        "family": None,
+        "source": "seed" if config.weights is None else source,
+        "file": None if config.weights is None else config.weights.absolute().name,
+        "family": None if model is None else model.model_type,
         "weights_sha256": weights_sha256,
         "vocabulary_size": layer.vocabulary_size,
         "d_model": layer.d_model,
@@ -180,11 +148,3 @@ def describe_layer(config: JobConfig, layer: FirstLayer, weights_sha256: str) ->
         "embedding_scale": layer.embedding_scale,
         "dtype": config.dtype,
     }
-
-
-def _vocabulary_size(config: JobConfig, tokenizer: Tokenizer, largest_id: int) -> int:
-    if config.vocab_size == "corpus":
-        return largest_id + 1
-    if config.vocab_size in (None, "encoding"):
-        return tokenizer.vocabulary_size
-    return int(config.vocab_size or 0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from exporters.contents import TensorPlan, window_bytes, window_tensors
 from jobs.config import JobConfig
-from jobs.layers import LayerShape
+from jobs.layershape import LayerShape
 from kernels.method import Method
 
 

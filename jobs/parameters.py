@@ -13,6 +13,7 @@ from exporters.tablefile import TABLES, load_tables, save_tables, table_tensors
 from jobs.compute import entry_of, shapes
 from jobs.config import JobConfig
 from jobs.layers import describe_layer
+from jobs.modelconfig import Model
 from jobs.progress import Reporter
 from kernels.dispatch import Backend
 from kernels.layer import FirstLayer
@@ -37,6 +38,7 @@ class Parameters:
 def make_parameters(
     work: Work,
     config: JobConfig,
+    model: Model | None,
     layer: FirstLayer,
     token_ids: Tensor,
     method: Method | None,
@@ -69,7 +71,7 @@ def make_parameters(
     return Parameters(
         layer=packed,
         tables=tables,
-        described=describe_layer(config, layer, weights_sha256),
+        described=describe_layer(config, model, layer, weights_sha256),
         compute=backend.record(method, packed, tables),
         entries=tuple(entries),
     )

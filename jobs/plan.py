@@ -13,7 +13,8 @@ from jobs.choose_tokenizer import tokenizer_of
 from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
 from jobs.corpus import find_files
-from jobs.layers import layer_shape, load_weights
+from jobs.layers import load_weights, model_of
+from jobs.layershape import layer_shape
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
 from jobs.run import choose_backend, decide, plan_windows
@@ -59,11 +60,11 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     corpus = find_files(config.corpus, config.out)
     tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
-    loaded = load_weights(config)
+    source = model_of(config, tokenizer, reporter) or load_weights(config, None)
     totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)
     windows, dropped = _count_windows(config, totals.tokens)
     distinct = len(totals.seen)
-    shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
+    shape = layer_shape(config, source, tokenizer, totals.largest_id)
     method = decide(config, shape, totals.largest_id, distinct, windows, backend)
     size = sizes(
         config, shape, method, tokens=totals.tokens, documents=totals.documents,

@@ -21,7 +21,8 @@ from jobs.config import JobConfig
 from jobs.corpus import find_files
 from jobs.errors import ConfigError, CorpusError
 from jobs.fingerprint import fingerprint
-from jobs.layers import LayerShape, check_ids, layer_shape, load_weights, make_layer
+from jobs.layers import check_ids, load_weights, make_layer, model_of
+from jobs.layershape import LayerShape, layer_shape
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.parameters import make_parameters
 from jobs.progress import Reporter
@@ -52,7 +53,8 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     corpus = find_files(config.corpus, config.out)
     tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
-    loaded = load_weights(config)
+    model = model_of(config, tokenizer, reporter)
+    loaded = load_weights(config, model)
     job = fingerprint(config, corpus, tokenizer, loaded, backend)
 
     def changed_input(manifest: Manifest) -> Path | None:
@@ -93,7 +95,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
                 layer = loaded or make_layer(config, tokenizer, totals.largest_id)
                 advance(1)
             parameters = make_parameters(
-                work, config, layer, totals.seen.ids(), method, backend, reporter
+                work, config, model, layer, totals.seen.ids(), method, backend, reporter
             )
             entries += parameters.entries
             del layer, loaded  # files of shards are about to need the memory

@@ -51,8 +51,9 @@ def show_export(console: Console, root: Path, manifest: Manifest) -> None:
     }
     if manifest.layer is not None:
         layer = manifest.layer
+        origin = layer["source"] if layer["family"] is None else f"model {layer['family']}"
         pairs["layer"] = (
-            f"{layer['source']}, V {layer['vocabulary_size']}, d {layer['d_model']}, "
+            f"{origin}, V {layer['vocabulary_size']}, d {layer['d_model']}, "
             f"{layer['heads']} heads, {layer['kv_heads']} key/value heads of {layer['head_dim']}, "
             f"norm {layer['norm']}, positions {layer['positions']}, {layer['dtype']}"
         )

@@ -6,7 +6,7 @@ import torch
 
 from exporters.contents import window_bytes
 from jobs.config import JobConfig
-from jobs.layers import LayerShape
+from jobs.layershape import LayerShape
 from jobs.outputs import allocate, shard_name, shard_tensors, windows_per_shard
 
 LAYER = LayerShape(
