@@ -148,17 +148,20 @@ def _names(folder: Path, model: Model, files: Mapping[str, str]) -> dict[str, st
                 f"which {model.model_type} needs"
             )
         names[role] = name
-    used = set(names.values())
-    starts = [prefix + family.attention]
+    others = sorted(files.keys() - set(names.values()))
+    attention, norm = prefix + family.attention, f"{prefix}{family.norm_name}."
+    unknown = [
+        name
+        for name in others
+        if name.startswith(attention) and not UNUSED.fullmatch(name.removeprefix(attention))
+    ]
     if model.norm == family.norm:  # else it stands after the attention
-        starts.append(f"{prefix}{family.norm_name}.")
-    for start in starts:
-        for name in sorted(files.keys() - used):
-            if name.startswith(start) and not UNUSED.fullmatch(name.removeprefix(start)):
-                raise WeightsError(
-                    f"--weights {folder} holds {name}, which is not understood for "
-                    f"{model.model_type}: q, k and v might hang on it"
-                )
+        unknown += [name for name in others if name.startswith(norm)]
+    if unknown:
+        raise WeightsError(
+            f"--weights {folder} holds {unknown[0]}, which is not understood for "
+            f"{model.model_type}: q, k and v might hang on it"
+        )
     return names
 
 

@@ -6,30 +6,17 @@ float64; torch's own error is that of the model in the dtype under test.
 
 import json
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from jobs.checkpoints import load_checkpoint
 from jobs.families import FAMILIES
 from jobs.modelconfig import read_model
-from kernels import direct, reference, tables
-from kernels.combine import combine
-from kernels.errors import LayerError
-from kernels.layer import DTYPES, FirstLayer
-from kernels.packed import pack
-from tests.helpers import nan_outputs
-
-T = 40
-VOCABULARY = 97
-CPU = torch.device("cpu")
+from tests.recorded import VOCABULARY, T, assert_as_transformers, quiet, save_model
 
 GQA = {"num_attention_heads": 6, "num_key_value_heads": 2}
 WIDE = {"head_dim": 16}  # beside hidden_size 48 and 4 heads
@@ -201,39 +188,10 @@ VISION = {
 }  # fmt: skip
 
 
-class Recorded(Exception):  # noqa: N818
-    """The first attention function was given these."""
-
-
-def record(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
-    raise Recorded(query, key, value)
-
-
-AttentionInterface.register("record", record)
-
-
-class KeepFloat64(TorchFunctionMode):
-    """Norms and some rotations of transformers are done in float32; the truth must not be."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        narrows = func is Tensor.float or (func is Tensor.to and torch.float32 in args)
-        if narrows and args[0].dtype == torch.float64:
-            return args[0]
-        return func(*args, **kwargs)
-
-
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """transformers warns of ids beyond such small vocabularies, and draws bars."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    yield
-    transformers.logging.set_verbosity(before)
-    transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    with quiet():
+        yield
 
 
 def made_config(family: str, changes: dict[str, Any]) -> Any:
@@ -249,52 +207,6 @@ def made_config(family: str, changes: dict[str, Any]) -> Any:
     return AutoConfig.for_model(family, **values)
 
 
-def save_model(folder: Path, family: str, changes: dict[str, Any], number: int) -> None:
-    """A model of random parameters, in one of three dtypes, as itself or with a head, in shards."""
-    config = made_config(family, changes)
-    torch.manual_seed(number)
-    with_head = number % 2 == 1 and family not in ("distilbert", "gemma3")
-    kind = AutoModelForCausalLM if with_head else AutoModel
-    model = kind.from_config(config)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
-            parameter.normal_(offset, 0.3)
-    dtype = list(DTYPES.values())[number % 3]
-    size = {"max_shard_size": 20_000} if number % 4 < 2 else {}
-    model.to(dtype).save_pretrained(folder, **size)
-
-
-def first_attention(folder: Path, dtype: torch.dtype, ids: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v that the first attention function of the saved model is given."""
-    model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="record").eval()
-    with torch.no_grad(), pytest.raises(Recorded) as recorded:
-        model(ids.long())
-    return recorded.value.args
-
-
-@cache
-def windows() -> Tensor:
-    """ids int32 [3, T], with none that some family takes for padding."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(6, VOCABULARY, (3, T), generator=generator, dtype=torch.int32)
-    ids[0, 0] = VOCABULARY - 1
-    return ids
-
-
-def by_direct(layer: FirstLayer, ids: Tensor) -> list[Tensor]:
-    outputs = nan_outputs(layer, *ids.shape)
-    direct.project(pack(layer, CPU), ids, *outputs)
-    return outputs
-
-
-def by_tables(layer: FirstLayer, ids: Tensor) -> list[Tensor]:
-    outputs = nan_outputs(layer, *ids.shape)
-    built = tables.build(layer, torch.unique(ids).int(), CPU)
-    combine(built, built.rows(ids), *outputs)
-    return outputs
-
-
 NAMED = [(family, name) for family, cases in CASES.items() for name in cases]
 ALL = [
     pytest.param(family, CASES[family][name], number, id=f"{family}-{name}")
@@ -306,27 +218,8 @@ ALL = [
 def test_q_k_and_v_are_what_the_models_first_attention_is_given(
     tmp_path: Path, family: str, changes: dict[str, Any], number: int
 ) -> None:
-    save_model(tmp_path, family, changes, number)
-    ids = windows()
-    with KeepFloat64():
-        truth = first_attention(tmp_path, torch.float64, ids)
-    for dtype in DTYPES.values():
-        theirs = first_attention(tmp_path, dtype, ids)
-        layer = load_checkpoint(tmp_path, context_length=T, dtype=dtype)
-        assert layer.dtype == dtype
-        ours = {"reference": reference.project(layer, ids), "direct": by_direct(layer, ids)}
-        try:
-            ours["tables"] = by_tables(layer, ids)
-        except LayerError:
-            assert layer.q_norm is not None
-            assert layer.position is not None
-        for way, found in ours.items():
-            for name, mine, torchs, true in zip("qkv", found, theirs, truth, strict=True):
-                assert mine.shape == true.shape
-                assert true.dtype == torch.float64
-                error = reference.largest_error(mine, true)
-                allowed = reference.allowed_error(torchs.to(dtype), true)
-                assert error <= allowed, f"{way}, {dtype}, {name}: {error} against {allowed}"
+    save_model(tmp_path, made_config(family, changes), number)
+    assert_as_transformers(tmp_path)
 
 
 def test_every_family_is_tested() -> None:
@@ -337,7 +230,7 @@ def test_every_family_is_tested() -> None:
 def test_the_models_shape_is_known_before_it_is_read(
     tmp_path: Path, family: str, changes: dict[str, Any], number: int
 ) -> None:
-    save_model(tmp_path, family, changes, number)
+    save_model(tmp_path, made_config(family, changes), number)
     model = read_model(tmp_path, context_length=T)
     layer = load_checkpoint(tmp_path, context_length=T, dtype=torch.float32)
     assert model.model_type == family
