@@ -6,14 +6,16 @@ import re
 import reprlib
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
 from click import Choice, argument, option
+from click.core import ParameterSource
 from rich.console import Console
 from torch import Tensor
 
@@ -32,7 +34,9 @@ from jobs.config import D_MODEL, EXPORTS, HEADS, JobConfig, check_device
 from jobs.endtoend import EndToEnd, end_to_end
 from jobs.errors import ConfigError
 from jobs.expand import expand as expand_export
+from jobs.plan import Plan
 from jobs.plan import plan as plan_job
+from jobs.planmodel import ModelPlan, plan_model
 from jobs.printable import printable
 from jobs.progress import Reporter
 from jobs.run import run as run_job
@@ -143,12 +147,15 @@ device_option = option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="au
                        show_default=True, help="Where to compute.")  # fmt: skip
 
 
-def job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `run` and `plan` share, in the order in which help shows them."""
+def job_options(command: Callable[..., None], *, needed: bool = True) -> Callable[..., None]:
+    """The options that `run` and `plan` share, in the order in which help shows them.
+
+    `needed` says that there is no job without a corpus and a place for the export.
+    """
     path = SafePath(path_type=Path)
     options = [
-        argument("corpus", nargs=-1, required=True, type=path),
-        option("--out", required=True, type=path, help="Folder of the export."),
+        argument("corpus", nargs=-1, required=needed, type=path),
+        option("--out", required=needed, type=path, help="Folder of the export."),
         option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
                      help="TOML file with any of these options by name; flags win over it."),
         option("--tokenizer", show_default="the folder that --weights names, else cl100k_base",
@@ -172,7 +179,8 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         option("--seed", type=int, default=0, show_default=True,
                      help="Seed of the layer's parameters and of random sampling."),
         option("--weights", type=path,
-                     help="The layer from a .safetensors file instead of the seed."),
+                     help="The layer of a model's folder (config.json and safetensors), or of one "
+                     ".safetensors file, instead of the seed's."),
         option("--d-model", type=int, show_default=f"{D_MODEL}, or as in --weights",
                      help="Model width, d."),
         option("--heads", type=int, show_default=f"{HEADS}, or as in --weights",
@@ -243,12 +251,38 @@ def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
 
 
 @cli.command("plan", short_help="Say what run would do; write nothing.")
-@job_options
+@partial(job_options, needed=False)
 @output_options
-def plan_command(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Say what run would do with the same options, and write nothing."""
-    result = plan_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
-    _print(asdict(result), "plan", quiet, as_json)
+@click.pass_context
+def plan_command(ctx: click.Context, /, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Say what run would do with the same options, and write nothing.
+
+    Without CORPUS, say what tables of the model in the folder --weights would take and save; of it
+    only config.json is needed.
+    """
+    result: Plan | ModelPlan
+    if options["corpus"]:
+        if options["out"] is None:
+            raise click.UsageError("Missing option '--out'.")
+        result = plan_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
+    else:
+        _check_needless(ctx, ("weights", "context_length", "quiet", "as_json"))
+        if options["weights"] is None:
+            raise click.UsageError("give a corpus, or a model's folder as --weights")
+        result = plan_model(options["weights"], options["context_length"])
+    if as_json:
+        _print_json(asdict(result))
+    elif not quiet:
+        show.show_plan(_stdout(), asdict(result))
+
+
+def _check_needless(ctx: click.Context, allowed: Collection[str]) -> None:
+    """Raise UsageError for an option that is given and has no effect without a corpus."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        source = ctx.get_parameter_source(name)
+        if source is not ParameterSource.DEFAULT and name not in (*allowed, "corpus"):
+            raise click.UsageError(f"{parameter.opts[-1]} has no effect without a corpus")
 
 
 @cli.command("inspect", short_help="Show what an export or a window holds.")

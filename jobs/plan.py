@@ -17,6 +17,7 @@ from jobs.layers import load_weights, model_of
 from jobs.layershape import layer_shape
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
+from jobs.reads import SCHEME, Reads, first_layer_reads
 from jobs.run import choose_backend, decide, plan_windows
 from jobs.tokenise import TokenCounter, tokenise
 from jobs.windows import check_length
@@ -48,6 +49,8 @@ class Plan:
     method: str | None
     method_reason: str | None
     obstacle: str | None  # what stands at --out, or too small a disk, would stop the run
+    scheme: str | None  # how reads are counted
+    reads: tuple[Reads, ...]  # of a model's first layer, without tables and with them
 
 
 def plan(config: JobConfig, reporter: Reporter) -> Plan:
@@ -60,7 +63,8 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     corpus = find_files(config.corpus, config.out)
     tokenizer = tokenizer_of(config)
     backend = choose_backend(config, reporter)
-    source = model_of(config, tokenizer, reporter) or load_weights(config, None)
+    model = model_of(config, tokenizer, reporter)
+    source = model or load_weights(config, None)
     totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)
     windows, dropped = _count_windows(config, totals.tokens)
     distinct = len(totals.seen)
@@ -85,6 +89,10 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     )
     # W' is held in float64 while tables are built.
     building = 8 * shape.total_width * shape.d_model if shape and size.table_bytes else 0
+    reads: tuple[Reads, ...] = ()
+    if model is not None:
+        q_width, k_width = model.heads * model.head_dim, model.kv_heads * model.head_dim
+        reads = first_layer_reads(model.d_model, q_width, k_width)
     held = max(rounding, size.table_bytes + max(building, buffers))
     return Plan(
         documents=totals.documents,
@@ -109,6 +117,8 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
         method=method.name if method else None,
         method_reason=method.reason if method else None,
         obstacle=_obstacle(config, size.disk_bytes + HEADROOM),
+        scheme=SCHEME if reads else None,
+        reads=reads,
     )
 
 

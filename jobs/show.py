@@ -34,6 +34,22 @@ def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
     console.print(table)
 
 
+def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """What a job would do, and what tables of its layer save."""
+    pairs = {name: value for name, value in plan.items() if name not in ("reads", "scheme")}
+    show_pairs(console, "plan", pairs)
+    if not plan["reads"]:
+        return
+    console.print(Text(f"reads: {plan['scheme']}", style="table.title"))
+    table = Table(box=None)
+    for heading in ("batch", "without tables", "with them", "times fewer"):
+        table.add_column(heading, justify="right")
+    for reads in plan["reads"]:
+        counts = (f"{reads[name]:,}" for name in ("batch", "without_tables", "with_tables"))
+        table.add_row(*counts, f"{reads['times']:,.1f}")
+    console.print(table)
+
+
 def show_export(console: Console, root: Path, manifest: Manifest) -> None:
     """What an export holds."""
     pairs: dict[str, Any] = {
@@ -236,6 +252,8 @@ def _value(name: str, value: Any) -> str:
         return "known after the draw" if name == "dropped_tokens" else "none"
     if name == "bytes" or name.endswith("_bytes"):
         return readable(value)
+    if isinstance(value, tuple):
+        return "; ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {amount}" for key, amount in value.items())
     return f"{value:,}" if type(value) is int else str(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from exporters.manifest import read_manifest
@@ -129,6 +130,31 @@ def test_q_and_k_can_be_had_before_they_turn(tmp_path: Path, corpus: Path) -> No
         assert torch.equal(turned[name][:, 0], before[name][:, 0])
         assert not torch.equal(turned[name], before[name])
         assert torch.allclose(turned[name].norm(dim=2), before[name].norm(dim=2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
+def test_a_plan_needs_no_weights_and_is_what_a_run_does(
+    tmp_path: Path, corpus: Path, family: str
+) -> None:
+    model = saved(tmp_path / "model", family)
+    options = (
+        corpus, "--out", tmp_path / "out", "--weights", model, "--context-length", T, "--device",
+        "cpu", "--artifact", "compact", "--json",
+    )  # fmt: skip
+    run = succeed("run", *options).json
+    for path in model.glob("*.safetensors*"):
+        path.unlink()
+    plan = succeed("plan", *(option if option != tmp_path / "out" else tmp_path / "other"
+                             for option in options)).json  # fmt: skip
+    for name in ("tokens", "distinct_tokens", "windows", "method", "method_reason"):
+        assert plan[name] == run[name], name
+    stored = {"tokens": 0, "weights": 0, "tables": 0}
+    for entry in read_manifest(tmp_path / "out").files:
+        tensors = load_file(tmp_path / "out" / entry.name)
+        stored[entry.kind] += sum(tensor.nbytes for tensor in tensors.values())
+    assert stored["weights"] == plan["weight_bytes"]
+    assert stored["tables"] == plan["table_bytes"]
+    assert [reads["batch"] for reads in plan["reads"]] == [1, 16, 256, 1024]
 
 
 def cut_config(model: Path, **changes: Any) -> None:
