@@ -113,16 +113,17 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "gemma": {
         "plain": {"num_key_value_heads": 4, "head_dim": 12},
         "one-kv-wide": {"num_key_value_heads": 1, **WIDE, "attention_bias": True},
-        "odd": {**ODD_ROPE, "head_dim": 10},
+        # Else the norm hides the scale of the embedding.
+        "odd-large-eps": {**ODD_ROPE, "head_dim": 10, "rms_norm_eps": 0.9},
     },
     "gemma2": {
         "plain": {"num_key_value_heads": 4, "head_dim": 12},
-        "grouped-wide": {**GQA, **WIDE, "query_pre_attn_scalar": 13},
+        "grouped-wide": {**GQA, **WIDE, "query_pre_attn_scalar": 13, "rms_norm_eps": 0.9},
         "linear": {"num_key_value_heads": 2, "head_dim": 12, **rope("linear", factor=2.0)},
     },
     "gemma3_text": {
         "plain": {"num_key_value_heads": 4, "head_dim": 12},
-        "grouped-wide": {**GQA, **WIDE},
+        "grouped-wide": {**GQA, **WIDE, "rms_norm_eps": 0.9},
         "full-first": {
             "num_key_value_heads": 2, "head_dim": 12,
             "layer_types": ["full_attention", "sliding_attention"],

@@ -197,6 +197,27 @@ HUB: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def without(name: str, *keys: str) -> dict[str, Any]:
+    """A config of HUB that leaves keys to their defaults."""
+    assert all(key in HUB[name] for key in keys)
+    return {key: value for key, value in HUB[name].items() if key not in keys}
+
+
+HUB |= {
+    "command-r-by-default": without("command-r", "rope_theta", "use_qk_norm", "attention_bias"),
+    "gemma-3-by-default": without("gemma-3-1b", "rope_theta", "rope_local_base_freq"),
+    "gemma-3-full-by-default": without("gemma-3-full", "rope_theta", "rope_local_base_freq"),
+    "llama-by-default": without("llama-3", "rope_theta", "num_key_value_heads", "attention_bias"),
+    "opt-by-default": without("opt-125m", "do_layer_norm_before", "word_embed_proj_dim"),
+    "phi-by-default": {
+        **without("phi-2", "partial_rotary_factor", "rope_theta"),
+        "hidden_size": 64,
+    },
+    "pythia-by-default": without("pythia-70m", "rotary_pct", "rotary_emb_base"),
+    "qwen3-by-default": {**without("qwen3", "head_dim"), "num_attention_heads": 2},
+}
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     with quiet():
