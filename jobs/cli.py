@@ -282,7 +282,7 @@ def _check_needless(ctx: click.Context, allowed: Collection[str]) -> None:
         name = parameter.name or ""
         source = ctx.get_parameter_source(name)
         if source is not ParameterSource.DEFAULT and name not in (*allowed, "corpus"):
-            raise click.UsageError(f"{parameter.opts[-1]} has no effect without a corpus")
+            raise click.UsageError(f"{parameter.opts[-1]} has no effect without CORPUS")
 
 
 @cli.command("inspect", short_help="Show what an export or a window holds.")
