@@ -84,7 +84,7 @@ def _layer(
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Role of a tensor that the layer needs -> the shape that config.json gives it."""
     family, d = model.family, model.d_model
-    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    q, kv = model.q_width, model.kv_width
     shapes: dict[str, tuple[int, ...]] = {
         "embedding": (model.vocabulary_size, model.embedding_width)
     }
@@ -260,7 +260,7 @@ def _projections(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weights ([H*Dh, d] and twice [Hk*Dh, d]) or biases of q, k and v."""
     family = model.family
-    widths = [count * model.head_dim for count in (model.heads, model.kv_heads, model.kv_heads)]
+    widths = [model.q_width, model.kv_width, model.kv_width]
     stored = [tensors[f"{name}.{kind}"] for name in family.projections]
     if family.fused == "none":
         q, k, v = (_exact(one, 0, one.shape[0]) for one in stored)

@@ -82,7 +82,7 @@ def shape_of_layer(layer: FirstLayer) -> LayerShape:
 def shape_of_model(model: Model, config: JobConfig) -> LayerShape:
     """The shape of the first layer that a config.json describes, for the windows of a job."""
     length, d = config.context_length, model.d_model
-    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    q, kv = model.q_width, model.kv_width
     positions = length if model.positions == "learned" else 0
     angles = 0 if config.pre_rope else length * model.rotary_dims
     parameters = (model.vocabulary_size + positions + q + 2 * kv) * d

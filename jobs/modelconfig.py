@@ -36,6 +36,16 @@ class Model:
     notes: tuple[str, ...]  # what a user should know before using it
 
     @property
+    def q_width(self) -> int:
+        """H*Dh."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Hk*Dh, of k and of v."""
+        return self.kv_heads * self.head_dim
+
+    @property
     def rotary_dims(self) -> int:
         """How many values of a head turn."""
         return 0 if self.rope is None else self.rope.dims

@@ -91,8 +91,7 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     building = 8 * shape.total_width * shape.d_model if shape and size.table_bytes else 0
     reads: tuple[Reads, ...] = ()
     if model is not None:
-        q_width, k_width = model.heads * model.head_dim, model.kv_heads * model.head_dim
-        reads = first_layer_reads(model.d_model, q_width, k_width)
+        reads = first_layer_reads(model.d_model, model.q_width, model.kv_width)
     held = max(rounding, size.table_bytes + max(building, buffers))
     return Plan(
         documents=totals.documents,

@@ -39,12 +39,11 @@ def plan_model(folder: Path, context_length: int) -> ModelPlan:
     """
     model = read_model(folder, context_length=context_length)
     added = context_length if model.positions == "learned" else 0
-    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     size = table_bytes(
         tokens=model.vocabulary_size,
         positions=added,
         d_model=model.d_model,
-        total_width=q + 2 * kv,
+        total_width=model.q_width + 2 * model.kv_width,
         norm=model.norm,
         angles=context_length * model.rotary_dims,
     )
@@ -70,5 +69,5 @@ def plan_model(folder: Path, context_length: int) -> ModelPlan:
         obstacle=obstacle,
         notes=model.notes,
         scheme=SCHEME,
-        reads=first_layer_reads(model.d_model, q, kv),
+        reads=first_layer_reads(model.d_model, model.q_width, model.kv_width),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -110,6 +111,28 @@ def random_layer(
         heads=heads,
         kv_heads=kv_heads,
     )
+
+
+FINISHED = [
+    pytest.param(
+        {
+            "heads": 6, "kv_heads": 2, "head_dim": head_dim, "rotary": rotary,
+            "interleaved": interleaved, "qk_norm": qk_norm, "norm": "rmsnorm", "norm_offset": 1.0,
+            "positions": False,
+        },
+        id=f"{name}-{qk_norm}",
+    )
+    for head_dim, rotary, interleaved, name in (
+        (16, 0, False, "still"),
+        (16, 16, False, "half-split"),
+        (16, 16, True, "interleaved"),
+        (11, 4, False, "partial"),
+        (11, 6, True, "partial-interleaved"),
+        (80, 32, False, "Dh80-partial"),
+    )
+    for qk_norm in ("none", "head", "all")
+]  # fmt: skip
+"""Options of random_layer: what is done to q and k after the projection."""
 
 
 def random_ids(windows: int, context_length: int, vocabulary_size: int = 101) -> Tensor:

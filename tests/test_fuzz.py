@@ -1,6 +1,6 @@
 """Mutated files of ours: whatever is in them, only errors that are declared come out.
 
-Each target runs for half of QKVMILL_FUZZ_SECONDS, 20 where it is not set, from the seed
+Each target runs for a third of QKVMILL_FUZZ_SECONDS, 20 where it is not set, from the seed
 QKVMILL_FUZZ_SEED on, 0 where it is not set. Hypothesis makes a failure as small as it can, and
 prints `@reproduce_failure('VERSION', b'TEXT')`; with that TEXT in QKVMILL_FUZZ_FAILURE a test
 repeats it alone.
@@ -20,19 +20,22 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 from hypothesis import HealthCheck, given, reproduce_failure, seed, settings
 from hypothesis import strategies as st
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from exporters.layerfile import load_layer, save_layer
 from exporters.manifest import GARBLED, garbled_is_damaged, read_manifest
 from exporters.reading import open_export
 from exporters.verify import verify
+from jobs.checkpoints import load_checkpoint
 from kernels.errors import QkvmillError
 from kernels.layer import Norm
 from tests.helpers import random_layer, succeed, write_corpus
 
 LENGTH = ("--context-length", 16)
-SECONDS = float(os.environ.get("QKVMILL_FUZZ_SECONDS", "20")) / 2
+SECONDS = float(os.environ.get("QKVMILL_FUZZ_SECONDS", "20")) / 3
 SEED = int(os.environ.get("QKVMILL_FUZZ_SEED", "0"))
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 0.5, -0.0, 1e308, 2**31, 2**31 - 1, 2**40, 2**53, 2**62, 2**63,
@@ -44,7 +47,7 @@ ODD: tuple[Any, ...] = (
 
 WEIGHTS: list[dict[str, Any]] = [
     {}, {"norm": "layernorm"}, {"norm": "rmsnorm", "kv_heads": 2}, {"positions": False},
-    {"biases": False},
+    {"biases": False}, {"rotary": 2, "qk_norm": "head", "norm": "rmsnorm"}, {"qk_norm": "all"},
 ]  # fmt: skip
 
 
@@ -250,16 +253,19 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for norm in norms:
         layer = random_layer(d=8, head_dim=2, kv_heads=2, norm=norm, vocabulary_size=900)
         save_layer(folder, f"{norm}.safetensors", layer)
+    layer = random_layer(d=8, head_dim=2, norm="rmsnorm", vocabulary_size=900, rotary=2)
+    save_layer(folder, "rotary.safetensors", layer)
     features = ("--export", "tokens", "--export", "features", "--export", "qkv")
     compact = ("--artifact", "compact", *features)
-    jobs: list[tuple[Norm, tuple[object, ...]]] = [
+    jobs: list[tuple[str, tuple[object, ...]]] = [
         ("none", (*features, "--batch-size", 2, "--shard-size", 9000)),
         ("none", compact),
         ("layernorm", compact),
         ("rmsnorm", (*compact, "--sampling", "random")),
+        ("rotary", compact),
     ]
-    for number, (norm, options) in enumerate(jobs):
-        weights = ("--weights", folder / f"{norm}.safetensors", "--separator", "none")
+    for number, (name, options) in enumerate(jobs):
+        weights = ("--weights", folder / f"{name}.safetensors", "--separator", "none")
         succeed("run", corpus, "--out", folder / str(number), *weights, *LENGTH, *options)
     return [folder / str(number) for number in range(len(jobs))]
 
@@ -285,6 +291,55 @@ def test_mutated_weights_are_an_error_that_is_declared(tmp_path: Path) -> None:
                 context_length=chance.choice((1, 16, 17)),
                 heads=chance.choice((None, None, 4, 3)),
                 positions=chance.choice((None, None, "none", "sinusoidal", "learned")),
+            )
+        except QkvmillError:
+            return
+
+    fuzz(check)
+
+
+def small_models(folder: Path) -> list[Path]:
+    """Folders of models: one file with rotary positions, and shards with learned ones."""
+    torch.manual_seed(0)
+    llama = LlamaConfig(
+        vocab_size=50, hidden_size=8, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=1, intermediate_size=8, max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0,
+            "original_max_position_embeddings": 16,
+        },
+    )  # fmt: skip
+    bert = BertConfig(
+        vocab_size=50, hidden_size=8, num_attention_heads=4, num_hidden_layers=1,
+        intermediate_size=8, max_position_embeddings=32,
+    )  # fmt: skip
+    LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    BertModel(bert).save_pretrained(folder / "bert", max_shard_size=900)
+    return [folder / "llama", folder / "bert"]
+
+
+@pytest.mark.slow
+def test_a_mutated_model_is_an_error_that_is_declared(tmp_path: Path) -> None:
+    models = small_models(tmp_path / "models")
+
+    def check(chance: Random) -> None:
+        folder = tmp_path / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(chance.choice(models), folder)
+        config = folder / "config.json"
+        files = sorted(path for path in folder.iterdir() if path.name != "generation_config.json")
+        path = config if chance.random() < 0.5 else chance.choice(files)
+        data = path.read_bytes()
+        if path.suffix == ".json":
+            text = mutated_json(chance, json.loads(data))
+            path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        else:
+            path.write_bytes(mutated_tensors(chance, data))
+        try:
+            load_checkpoint(
+                folder,
+                context_length=chance.choice((1, 16, 33)),
+                dtype=chance.choice((torch.float32, torch.float16)),
             )
         except QkvmillError:
             return

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from kernels import combine, direct, reference
 from kernels.layer import DTYPES, FirstLayer, Norm
 from kernels.packed import pack
 from kernels.tables import Tables, build
-from tests.helpers import assert_within_rule, nan_outputs, random_ids, random_layer
+from tests.helpers import FINISHED, assert_within_rule, nan_outputs, random_ids, random_layer
 
 CPU = torch.device("cpu")
 NORMS: list[Norm] = ["none", "layernorm", "rmsnorm"]
@@ -58,25 +59,9 @@ def test_error_against_float64(
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
-@pytest.mark.parametrize("qk_norm", ["none", "head", "all"])
-@pytest.mark.parametrize(
-    ("head_dim", "rotary", "interleaved"),
-    [
-        pytest.param(16, 0, False, id="no-rotary"),
-        pytest.param(16, 16, False, id="half-split"),
-        pytest.param(16, 16, True, id="interleaved"),
-        pytest.param(11, 4, False, id="partial"),
-        pytest.param(11, 6, True, id="partial-interleaved"),
-        pytest.param(80, 32, False, id="Dh80-partial"),
-    ],
-)
-def test_q_and_k_are_normalised_and_turned(
-    head_dim: int, rotary: int, interleaved: bool, qk_norm: str, dtype: str
-) -> None:
-    layer = random_layer(
-        heads=6, kv_heads=2, head_dim=head_dim, context_length=37, norm="rmsnorm", qk_norm=qk_norm,
-        rotary=rotary, interleaved=interleaved, positions=False, norm_offset=1.0,
-    ).to(DTYPES[dtype])  # fmt: skip
+@pytest.mark.parametrize("what", FINISHED)
+def test_q_and_k_are_normalised_and_turned(what: dict[str, Any], dtype: str) -> None:
+    layer = random_layer(context_length=37, **what).to(DTYPES[dtype])
     ids = random_ids(9, 37)
     assert_within_rule(combined(layer, ids), layer, ids)
 

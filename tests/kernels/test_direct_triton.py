@@ -5,6 +5,7 @@ it should is tested everywhere, in test_compiled.py.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from kernels import direct_triton, reference
 from kernels.errors import DeviceError
 from kernels.layer import DTYPES, FirstLayer, Norm
 from kernels.packed import PackedLayer, pack
-from tests.helpers import DEVICE, assert_within_rule, nan_outputs, random_ids, random_layer
+from tests.helpers import (
+    DEVICE,
+    FINISHED,
+    assert_within_rule,
+    nan_outputs,
+    random_ids,
+    random_layer,
+)
 
 RUNNABLE = ["float32", "float16", *(["bfloat16"] if DEVICE.type == "cuda" else [])]
 SHAPES = [
@@ -63,25 +71,9 @@ def test_error_against_float64(
 
 
 @pytest.mark.parametrize("dtype", RUNNABLE)
-@pytest.mark.parametrize("qk_norm", ["none", "head", "all"])
-@pytest.mark.parametrize(
-    ("head_dim", "rotary", "interleaved"),
-    [
-        pytest.param(16, 0, False, id="no-rotary"),
-        pytest.param(16, 16, False, id="half-split"),
-        pytest.param(16, 16, True, id="interleaved"),
-        pytest.param(11, 4, False, id="partial"),
-        pytest.param(11, 6, True, id="partial-interleaved"),
-        pytest.param(80, 32, False, id="Dh80-partial"),
-    ],
-)
-def test_q_and_k_are_normalised_and_turned(
-    head_dim: int, rotary: int, interleaved: bool, qk_norm: str, dtype: str
-) -> None:
-    layer = random_layer(
-        heads=6, kv_heads=2, head_dim=head_dim, context_length=37, norm="rmsnorm", qk_norm=qk_norm,
-        rotary=rotary, interleaved=interleaved, positions=False, norm_offset=1.0,
-    ).to(DTYPES[dtype])  # fmt: skip
+@pytest.mark.parametrize("what", FINISHED)
+def test_q_and_k_are_normalised_and_turned(what: dict[str, Any], dtype: str) -> None:
+    layer = random_layer(context_length=37, **what).to(DTYPES[dtype])
     ids = random_ids(4, 37)
     assert_within_rule(project(layer, ids), layer, ids)
 
