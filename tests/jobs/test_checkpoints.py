@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,6 @@ from transformers import AutoConfig
 from exporters.errors import WeightsError
 from jobs.checkpoints import load_checkpoint, rounded
 from kernels.layer import FirstLayer
-from tests.helpers import run_python
 from tests.recorded import quiet, save_model
 
 T = 16
@@ -339,30 +337,3 @@ def test_a_tensor_of_the_first_attention_that_is_not_known_is_refused(
     folder = model(tmp_path)
     save_file({**tensors(folder), name: torch.ones(32)}, folder / SINGLE)
     assert f"holds {name}, which is not understood for llama" in refusal(folder)
-
-
-MEASURE = """
-import resource, sys, torch
-from pathlib import Path
-from jobs.checkpoints import load_checkpoint
-load_checkpoint(Path(sys.argv[1]), context_length=16, dtype=torch.bfloat16)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def test_other_layers_take_no_memory(tmp_path: Path) -> None:
-    """4 GiB of them, in a file of holes."""
-    folder = model(tmp_path)
-    with (folder / SINGLE).open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        data = file.read()
-        other = {"dtype": "F32", "shape": [1 << 30]}
-        header["layers.1.other"] = {**other, "data_offsets": [len(data), len(data) + (4 << 30)]}
-        text = json.dumps(header).encode()
-        file.seek(0)
-        file.write(struct.pack("<Q", len(text)) + text + data)
-        file.truncate(8 + len(text) + len(data) + (4 << 30))
-    command = [*run_python(MEASURE), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) * 1024 < 1 << 30

@@ -1,6 +1,8 @@
 """A model's folder as --weights, through the command line, against transformers."""
 
 import json
+import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from exporters.reading import open_export
 from jobs.families import FAMILIES
 from kernels import reference
 from kernels.layer import DTYPES
-from tests.helpers import qkvmill, succeed, write_corpus
+from tests.helpers import ROOT, qkvmill, run_python, succeed, write_corpus
 from tests.jobs.test_families import CASES, made_config
 from tests.recorded import VOCABULARY, KeepFloat64, T, first_attention, quiet, save_model
 
@@ -155,6 +157,40 @@ def test_a_plan_needs_no_weights_and_is_what_a_run_does(
     assert stored["weights"] == plan["weight_bytes"]
     assert stored["tables"] == plan["table_bytes"]
     assert [reads["batch"] for reads in plan["reads"]] == [1, 16, 256, 1024]
+
+
+MEASURE = """
+import resource, sys
+from jobs.cli import main
+status = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def test_other_layers_of_a_model_take_no_memory(tmp_path: Path, corpus: Path) -> None:
+    """4 GiB of them, in a file of holes."""
+    model = saved(tmp_path / "model", "llama", number=2)
+    with (model / "model.safetensors").open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        data = file.read()
+        end = len(data) + (4 << 30)
+        header["layers.1.other"] = {
+            "dtype": "F32", "shape": [1 << 30], "data_offsets": [len(data), end]
+        }  # fmt: skip
+        text = json.dumps(header).encode()
+        file.seek(0)
+        file.write(struct.pack("<Q", len(text)) + text + data)
+        file.truncate(8 + len(text) + end)
+    command = [
+        *run_python(MEASURE), "run", corpus, "--out", tmp_path / "out", "--weights", model,
+        "--context-length", T, "--device", "cpu", "--quiet",
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert int(done.stdout) * 1024 < 1 << 30
 
 
 def cut_config(model: Path, **changes: Any) -> None:
