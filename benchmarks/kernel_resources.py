@@ -127,6 +127,7 @@ def cases() -> list[Case]:
         found += [case(target, "fp32", "layernorm", w, kernel="lengths") for w in (even, wide, odd)]
         found.append(case(target, "fp32", "none", odd, ones=True))
         found.append(case(target, "fp32", "none", odd, kernel="embed", ones=True))
+        found.append(case(target, "fp32", "rmsnorm", odd, kernel="finish", ones=True))
         found.append(case(target, "bf16", "layernorm", even, shared=SMALL_SHARED_MEMORY))
     return found
 

@@ -193,7 +193,7 @@ def _check_names(path: Path, header: Header) -> None:
             raise WeightsError(f"--weights {path} holds {name!r}, which is none of {names}")
         if entry.dtype not in FLOATS:
             raise WeightsError(f"--weights {path}: {name} is {entry.dtype}, not one of {FLOATS}")
-    for name in ("embedding.weight", "position.weight", "rotary.cos", "rotary.sin"):
+    for name in (*REQUIRED, "position.weight", "rotary.cos", "rotary.sin"):
         shape = header.tensors[name].shape if name in header.tensors else (1, 1)
         # A width of a tensor without rows is no size that its file bears out.
         if len(shape) != 2 or 0 in shape:
@@ -202,6 +202,12 @@ def _check_names(path: Path, header: Header) -> None:
     for name in angles & header.tensors.keys():
         if header.tensors[name].dtype != "float32":
             raise WeightsError(f"--weights {path}: {name} is not float32")
+    # Checked here already, since angles are made for as many rows as q_proj.weight has.
+    d_model, inner = (header.tensors[name].shape[1] for name in REQUIRED[:2])
+    if inner != d_model:
+        raise WeightsError(
+            f"--weights {path}: q_proj.weight has {inner} columns, but embedding.weight {d_model}"
+        )
     dtypes = {entry.dtype for name, entry in header.tensors.items() if name not in angles}
     if len(dtypes) > 1:
         raise WeightsError(f"--weights {path} mixes the dtypes {', '.join(sorted(dtypes))}")

@@ -24,7 +24,8 @@ SEED = 0
 MEASURE = 4096  # tokens of which torch's error is a fair measure; of a few it may be too small
 COMPUTED = ("x", "y", "q", "k", "v")
 SCALARS = ("vocabulary_size", "d_model", "heads", "kv_heads", "head_dim", "norm", "eps",
-           "norm_offset", "positions", "rotary_interleaved", "embedding_scale")  # fmt: skip
+           "norm_offset", "qk_norm", "positions", "rotary_dims", "rotary_interleaved",
+           "embedding_scale")  # fmt: skip
 TF32_BITS = -(1 << 13)  # of a float32, without the 13 last bits of the fraction
 
 

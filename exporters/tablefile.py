@@ -119,6 +119,8 @@ def _check_shapes(header: Header) -> None:
         positions, _ = header.tensors["position_table"].shape
         expected["position_table"] = ("float32", (positions, width))
     if "rotary_cos" in found:
+        if "position_table" in found or "constant" in found:
+            raise ValueError("it has both rotary and added positions")
         positions, pairs = header.tensors["rotary_cos"].shape
         angles = ("float32", (positions, pairs))
         expected |= {"rotary_cos": angles, "rotary_sin": angles}

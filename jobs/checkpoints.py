@@ -39,6 +39,19 @@ def load_checkpoint(folder: Path, *, context_length: int, dtype: torch.dtype) ->
             raise WeightsError(f"--weights {folder}: {error}") from error
 
 
+def check_checkpoint(folder: Path, *, context_length: int) -> None:
+    """Look at the headers of what load_checkpoint would read.
+
+    Raises:
+        WeightsError: if a tensor is missing, not understood or of wrong shape.
+    """
+    model = read_model(folder, context_length=context_length)
+    files = tensor_files(folder)
+    names = _names(folder, model, files)
+    with open_tensors(folder, files, set(names.values())) as stored:
+        _check_shapes(model, {role: stored[name] for role, name in names.items()})
+
+
 def _layer(
     model: Model, tensors: Mapping[str, StoredTensor], context_length: int, dtype: torch.dtype
 ) -> FirstLayer:

@@ -99,13 +99,16 @@ def tokenizer_of_export(export: Path, record: Mapping[str, Any], given: str | No
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int, where: str) -> None:
-    """Raise ConfigError if a tokenizer has more tokens than an embedding has rows.
+    """Raise ConfigError if a text may have tokens beyond the rows of an embedding.
+
+    Special tokens do not count, since no text becomes one: published tokenizers name some that
+    their model has no row for.
 
     Args:
         where: whose embedding it is, such as "--weights DIR".
     """
-    if tokenizer.vocabulary_size > rows:
+    if tokenizer.rows_needed > rows:
         raise ConfigError(
-            f"the tokenizer {tokenizer.name} has {tokenizer.vocabulary_size} tokens, more than the "
-            f"{rows} rows of the embedding of {where}; give --tokenizer of that model"
+            f"the tokenizer {tokenizer.name} has ids up to {tokenizer.rows_needed - 1}, more than "
+            f"the {rows} rows of the embedding of {where}; give --tokenizer of that model"
         )

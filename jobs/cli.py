@@ -266,10 +266,11 @@ def plan_command(ctx: click.Context, /, quiet: bool, as_json: bool, **options: A
             raise click.UsageError("Missing option '--out'.")
         result = plan_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
     else:
-        _check_needless(ctx, ("weights", "context_length", "quiet", "as_json"))
+        _check_needless(ctx, ("config", "weights", "context_length", "quiet", "as_json"))
         if options["weights"] is None:
             raise click.UsageError("give a corpus, or a model's folder as --weights")
-        result = plan_model(options["weights"], options["context_length"])
+        told = ctx.get_parameter_source("context_length") is not ParameterSource.DEFAULT
+        result = plan_model(options["weights"], options["context_length"] if told else None)
     if as_json:
         _print_json(asdict(result))
     elif not quiet:

@@ -98,7 +98,8 @@ HARMLESS = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
     "_remove_final_layer_norm", "add_cross_attention", "attention_dropout",
     "attention_probs_dropout_prob", "attn_implementation", "attn_logit_softcapping", "attn_pdrop",
-    "embd_pdrop", "logit_scale", "mlp_bias", "output_attentions", "query_pre_attn_scalar",
+    "embd_pdrop", "logit_scale", "mlp_bias", "output_attentions", "pooler_num_attention_heads",
+    "pooler_size_per_head", "query_pre_attn_scalar",
     "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights",
     "sinusoidal_pos_embds", "tie_word_embeddings", "use_bidirectional_attention",
 })  # fmt: skip
@@ -180,7 +181,7 @@ _OPT = Family(
     defaults={
         "do_layer_norm_before": True, "enable_bias": True, "layer_norm_elementwise_affine": True,
     },
-    allowed=_ABSOLUTE,
+    allowed={**_ABSOLUTE, "learned_embeddings": True},
 )  # fmt: skip
 
 _NEOX = Family(
@@ -245,6 +246,7 @@ _PHI3 = replace(
         kinds={"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"},
     ),
     defaults={"original_max_position_embeddings": 4096},
+    allowed={"full_attn_mod": 1},
 )
 
 _PHI = replace(

@@ -7,6 +7,7 @@ from exporters.manifest import Manifest
 from exporters.strays import WEIGHTS
 from jobs.config import JobConfig
 from jobs.corpus import Corpus
+from jobs.modelconfig import Model
 from jobs.tokenizer import Tokenizer
 from jobs.versions import versions
 from kernels.dispatch import Backend
@@ -17,6 +18,7 @@ def fingerprint(
     config: JobConfig,
     corpus: Corpus,
     tokenizer: Tokenizer,
+    model: Model | None,
     loaded: FirstLayer | None,
     backend: Backend | None,
 ) -> dict[str, Any]:
@@ -27,6 +29,7 @@ def fingerprint(
         "corpus": {"files": [file.name for file in corpus.files]},
         "tokenizer": _identity(tokenizer_record(tokenizer), tokenizer.library),
         "weights_sha256": layer_record(WEIGHTS, loaded).sha256 if loaded else None,
+        "family": None if model is None else model.model_type,
         "compute": _place(backend),
     }
 
@@ -44,6 +47,7 @@ def fingerprint_of(manifest: Manifest) -> dict[str, Any]:
         "weights_sha256": (
             layer["weights_sha256"] if layer and layer["source"] != "seed" else None
         ),
+        "family": layer["family"] if layer else None,
         "compute": None
         if compute is None
         else {name: compute[name] for name in ("device", "kernel", "place")},

@@ -65,6 +65,8 @@ def load_file(path: Path) -> Tokenizer:
         ids = inner.get_vocab(with_added_tokens=True)
     _check_ids(file, document, ids)
     size = max(ids.values()) + 1
+    end_of_text = _end_of_text(file.parent, ids, size)
+    textual = [i for token, i in ids.items() if not token.startswith(MARK)]
 
     def encode_text(text: str) -> NDArray[np.uint32]:
         with _one_error(f"what {name} gives up on"):
@@ -83,7 +85,8 @@ def load_file(path: Path) -> Tokenizer:
         library="tokenizers",
         vocabulary_sha256=hashlib.sha256(data).hexdigest(),
         vocabulary_size=size,
-        end_of_text=_end_of_text(file.parent, ids, size),
+        rows_needed=max([*textual, -1 if end_of_text is None else end_of_text]) + 1,
+        end_of_text=end_of_text,
         cuttable=keeps_cuts(document),
         encode_text=encode_text,
         decode=decode,

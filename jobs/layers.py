@@ -143,7 +143,7 @@ def describe_layer(
         "norm_offset": layer.norm_offset,
         "qk_norm": layer.qk_norm,
         "positions": layer.positions,
-        "rotary_dims": 0 if layer.rotary is None else 2 * layer.rotary.cos.shape[1],
+        "rotary_dims": layer.rotary_dims,
         "rotary_interleaved": layer.rotary_interleaved,
         "embedding_scale": layer.embedding_scale,
         "dtype": config.dtype,

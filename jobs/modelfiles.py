@@ -1,7 +1,7 @@
 """A model's folder as the Hugging Face hub lays it out: which file holds which tensor.
 
-Nothing is opened that lies outside of the folder, but for what a cache of the hub links to: in
-<repo>/snapshots/<revision> each file is a link to <repo>/blobs/<hash>.
+config.json and the files of tensors may not lie outside of the folder, but for what a cache of the
+hub links to: in <repo>/snapshots/<revision> each file is a link to <repo>/blobs/<hash>.
 """
 
 import os
@@ -14,14 +14,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from exporters.errors import ExportError, WeightsError
+from exporters.layerfile import FLOATS, PICKLE_SUFFIXES
 from exporters.safefile import Header, read_header
 from jobs.settings import read_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-FLOATS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def open_tensors(
 
 
 def _header(folder: Path, name: str) -> Header:
-    if Path(name).suffix in PICKLES:
+    if Path(name).suffix in PICKLE_SUFFIXES:
         raise _pickle(folder, name)
     if not name.endswith(".safetensors"):
         raise WeightsError(f"--weights {folder}: {name!r} is no .safetensors file")
@@ -127,7 +126,7 @@ def _no_weights(folder: Path) -> WeightsError:
     except OSError as error:
         return WeightsError(f"--weights {folder} could not be read: {error.strerror}")
     for name in names:
-        if Path(name).suffix in PICKLES:
+        if Path(name).suffix in PICKLE_SUFFIXES:
             return _pickle(folder, name)
     return WeightsError(f"--weights {folder} holds neither {SINGLE} nor {INDEX}")
 

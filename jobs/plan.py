@@ -1,14 +1,16 @@
 """What a run would do, without writing anything."""
 
+import os
 from dataclasses import dataclass
 
 from exporters.contents import window_bytes
-from exporters.errors import ExportError
+from exporters.errors import ExportError, WeightsError
 from exporters.source import separate
 from exporters.space import HEADROOM, check_space
 from exporters.state import check_claim
 from exporters.tokens import PART_TOKENS
 from jobs.apart import check_apart
+from jobs.checkpoints import check_checkpoint
 from jobs.choose_tokenizer import tokenizer_of
 from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
@@ -48,7 +50,7 @@ class Plan:
     reason: str | None
     method: str | None
     method_reason: str | None
-    obstacle: str | None  # what stands at --out, or too small a disk, would stop the run
+    obstacle: str | None  # what would stop the run: at --out, too small a disk, a model's tensors
     scheme: str | None  # how reads are counted
     reads: tuple[Reads, ...]  # of a model's first layer, without tables and with them
 
@@ -56,8 +58,10 @@ class Plan:
 def plan(config: JobConfig, reporter: Reporter) -> Plan:
     """Count what `run` would do with the same options. Reads and tokenises the whole corpus.
 
+    Of a model's folder config.json is enough; what is wrong with its tensors is an obstacle.
+
     Raises:
-        QkvmillError: if options, corpus or weights would stop the run.
+        QkvmillError: if options, corpus or a file of weights would stop the run.
     """
     check_apart(config)
     corpus = find_files(config.corpus, config.out)
@@ -122,11 +126,13 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
 
 
 def _obstacle(config: JobConfig, needed: int) -> str | None:
-    """What would stop a run at --out, in the words that it would use."""
+    """What would stop a run at --out, or a model without tensors, in the words of the run."""
     try:
+        if config.weights is not None and os.path.isdir(config.weights):
+            check_checkpoint(config.weights, context_length=config.context_length)
         check_claim(config.out, overwrite=config.overwrite)
         check_space(config.out, needed)
-    except ExportError as error:
+    except (ExportError, WeightsError) as error:
         return str(error)
     return None
 

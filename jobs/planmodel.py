@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.errors import ConfigError
 from jobs.modelconfig import read_model
 from jobs.reads import SCHEME, Reads, first_layer_reads
 from kernels.tables import LEAST_WIDTH, NORMED_SUMS, table_bytes
+
+USUAL_LENGTH = 1024
+LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +35,21 @@ class ModelPlan:
     reads: tuple[Reads, ...]
 
 
-def plan_model(folder: Path, context_length: int) -> ModelPlan:
+def plan_model(folder: Path, context_length: int | None) -> ModelPlan:
     """Plan tables for windows of context_length tokens; no weights are needed, nor a corpus.
 
+    Args:
+        context_length: None for USUAL_LENGTH, or the model's longest window if that is less.
+
     Raises:
+        ConfigError: if the length is out of range.
         WeightsError: if config.json cannot be used.
     """
+    if context_length is None:
+        longest = read_model(folder, context_length=1).max_positions
+        context_length = min(USUAL_LENGTH, longest)
+    if not 1 <= context_length <= LONGEST:
+        raise ConfigError(f"--context-length {context_length} is not between 1 and {LONGEST}")
     model = read_model(folder, context_length=context_length)
     added = context_length if model.positions == "learned" else 0
     size = table_bytes(

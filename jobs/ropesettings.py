@@ -1,7 +1,8 @@
 """The rotary positions that a model's config.json asks for.
 
 They stand in `rope_parameters`, as transformers 5 writes them, or in `rope_theta`, `rope_scaling`
-and the like, as it was before. Where both are there, they have to agree.
+and the like, as it was before. Where both are there, they have to agree; only of
+original_max_position_embeddings the one outside counts, as in transformers.
 """
 
 from collections.abc import Mapping

@@ -55,7 +55,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     backend = choose_backend(config, reporter)
     model = model_of(config, tokenizer, reporter)
     loaded = load_weights(config, model)
-    job = fingerprint(config, corpus, tokenizer, loaded, backend)
+    job = fingerprint(config, corpus, tokenizer, model, loaded, backend)
 
     def changed_input(manifest: Manifest) -> Path | None:
         return changed_file(corpus, manifest.corpus["files"], reporter)

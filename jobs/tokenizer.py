@@ -52,6 +52,7 @@ class Tokenizer:
     library: Literal["tiktoken", "tokenizers"]  # whose version shapes ids
     vocabulary_sha256: str
     vocabulary_size: int  # one more than the largest id, special and added tokens included
+    rows_needed: int  # of an embedding: one more than the largest id of any text and of end_of_text
     end_of_text: int | None
     cuttable: bool  # whether no token crosses a SAFE_CUT
     encode_text: Callable[[str], NDArray[np.uint32]]
@@ -80,6 +81,7 @@ def load_encoding(name: str) -> Tokenizer:
         library="tiktoken",
         vocabulary_sha256=sha256,
         vocabulary_size=encoding.n_vocab,
+        rows_needed=max(len(encoding.token_byte_values()), encoding.eot_token + 1),
         end_of_text=encoding.eot_token,
         cuttable=True,
         encode_text=encode_text,

@@ -109,9 +109,10 @@ def combine_kernel(
             turned = mask[:, None] & turns[None, :]
             other = tl.load(a + row[:, None] * F + partner[None, :], mask=turned, other=0.0)
             angles = position[:, None] * PAIRS + pair[None, :]
-            cosine = tl.load(cos + angles, mask=turned, other=1.0)
+            cosine = tl.load(cos + angles, mask=turned, other=0.0)
             sine = tl.load(sin + angles, mask=turned, other=0.0)
-            value = value * cosine + tl.where(is_first, -1.0, 1.0)[None, :] * (other * sine)
+            sign = tl.where(is_first, -1.0, 1.0)[None, :]
+            value = tl.where(turns[None, :], value * cosine + sign * (other * sine), value)
 
     store_qkv(
         q, q_stride_w, q_stride_h, q_stride_t, k, k_stride_w, k_stride_h, k_stride_t,

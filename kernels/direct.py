@@ -40,7 +40,13 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
 
     Computed in float32 and rounded once, to the dtype of the outputs, which may be of any strides.
     Ids must lie in [0, V): they are not checked here.
+
+    Raises:
+        ValueError: if windows are longer than the positions.
     """
+    place = layer.position if layer.rotary is None else layer.rotary.cos
+    if place is not None and ids.shape[1] > len(place):
+        raise ValueError(f"{ids.shape[1]} tokens a window, but {len(place)} positions")
     rows = block_rows(layer)
     heads = [layer.heads, layer.kv_heads, layer.kv_heads]
     buffer = torch.empty(rows, layer.weight.shape[0])

@@ -43,7 +43,7 @@ def finish_kernel(
     together, then what is left in any order.
     """
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    first_head = tl.program_id(1) * HEADS_TOGETHER
+    first_head = tl.program_id(1).to(tl.int64) * HEADS_TOGETHER
     mask = tokens < N
     position = tokens % T
     rows = out + (tokens // T) * stride_w + position * stride_t
@@ -62,20 +62,20 @@ def finish_kernel(
     turns = mask[:, None] & (i < PAIRS)[None, :]
     if PAIRS > 0:
         angles = position[:, None] * PAIRS + i[None, :]
-        c = tl.load(cos + angles, mask=turns, other=1.0)
+        c = tl.load(cos + angles, mask=turns, other=0.0)
         s = tl.load(sin + angles, mask=turns, other=0.0)
 
     if HAS_NORM:
         squares = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         for h in range(HEADS_TOGETHER):
-            head = rows + (first_head + h) * stride_h.to(tl.int64)
+            head = rows + (first_head + h) * stride_h
             a = tl.load(head[:, None] + first[None, :], mask=has_first, other=0.0).to(tl.float32)
             b = tl.load(head[:, None] + second[None, :], mask=has_second, other=0.0).to(tl.float32)
             squares += a * a + b * b
         mean = tl.sum(squares, 1) / NORM_WIDTH
         rescale = tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
     for h in range(HEADS_TOGETHER):
-        head = rows + (first_head + h) * stride_h.to(tl.int64)
+        head = rows + (first_head + h) * stride_h
         a = tl.load(head[:, None] + first[None, :], mask=has_first, other=0.0).to(tl.float32)
         b = tl.load(head[:, None] + second[None, :], mask=has_second, other=0.0).to(tl.float32)
         if HAS_NORM:
@@ -87,8 +87,9 @@ def finish_kernel(
             a = a * rescale[:, None] * weight_a[None, :]
             b = b * rescale[:, None] * weight_b[None, :]
         if PAIRS > 0:
-            turned = b * c + a * s
-            a = a * c - b * s
+            # Chosen, not multiplied by 1 and 0: infinity times 0 is no number.
+            turned = tl.where(turns, b * c + a * s, b)
+            a = tl.where(turns, a * c - b * s, a)
             b = turned
         tl.store(head[:, None] + first[None, :], a.to(out.dtype.element_ty), mask=has_first)
         tl.store(head[:, None] + second[None, :], b.to(out.dtype.element_ty), mask=has_second)

@@ -116,6 +116,8 @@ class FirstLayer:
                 f"rotary.cos and rotary.sin have shapes {sizes}, "
                 f"not [T, R/2] with R at most the head width {self.head_dim}"
             )
+        if any(table is not None and table.dtype != torch.float32 for table in tables):
+            raise LayerError("rotary.cos and rotary.sin are not float32")
         if len(set(sizes)) > 1:
             raise LayerError(f"rotary.cos and rotary.sin have different shapes, {sizes}")
 
@@ -141,6 +143,11 @@ class FirstLayer:
         if self.rotary_cos is None or self.rotary_sin is None:
             return None
         return Rotary(self.rotary_cos, self.rotary_sin, self.rotary_interleaved)
+
+    @property
+    def rotary_dims(self) -> int:
+        """R: how many values of a head turn."""
+        return 0 if self.rotary_cos is None else 2 * self.rotary_cos.shape[1]
 
     @property
     def qk_norm(self) -> Literal["none", "head", "all"]:

@@ -188,6 +188,18 @@ def test_what_is_done_to_q_and_k_comes_back(
             {}, "q_norm.weight and k_norm.weight have shapes [[2]]", id="one-head-norm",
         ),
         pytest.param(
+            lambda t: plain(t, {"heads": 1, "positions": "rope"}, q_proj__weight=torch.ones(9, 0)),
+            {}, "q_proj.weight is not a matrix with rows", id="empty-q",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 1, "positions": "rope"}, q_proj__weight=torch.tensor(1.0)),
+            {}, "q_proj.weight is not a matrix with rows", id="scalar-q",
+        ),
+        pytest.param(
+            lambda t: plain(t, {"heads": 1, "positions": "rope"}, q_proj__weight=torch.ones(9, 1)),
+            {}, "q_proj.weight has 1 columns, but embedding.weight 8", id="narrow-q",
+        ),
+        pytest.param(
             lambda t: plain(t, {"rotary_interleaved": 1}), {}, "rotary_interleaved = 1",
             id="metadata-interleaved",
         ),

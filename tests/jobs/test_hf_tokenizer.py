@@ -284,7 +284,7 @@ def test_a_decoded_text_is_the_text(folders: Path, kind: str) -> None:
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused() -> None:
     tokenizer = load_encoding("gpt2")
     check_vocabulary(tokenizer, 50257, "--weights x")
-    with pytest.raises(ConfigError, match="has 50257 tokens, more than the 50256 rows of the embe"):
+    with pytest.raises(ConfigError, match="ids up to 50256, more than the 50256 rows of the embe"):
         check_vocabulary(tokenizer, 50256, "--weights x")
 
 

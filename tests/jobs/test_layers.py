@@ -111,6 +111,28 @@ def test_the_stored_layer_gives_the_same_windows_as_the_model(tmp_path: Path, co
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_special_token_beyond_the_embedding_is_no_obstacle(tmp_path: Path, corpus: Path) -> None:
+    """Published tokenizers name such tokens; no text becomes one."""
+    model = saved(tmp_path / "model", "llama")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == VOCABULARY + 1
+    run(model, corpus, tmp_path / "out")
+
+
+def test_another_family_of_equal_tensors_is_another_job(tmp_path: Path, corpus: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    run(model, corpus, tmp_path / "out")
+    cut_config(model, model_type="mistral")
+    result = qkvmill(
+        "run", corpus, "--out", tmp_path / "out", "--weights", model, "--context-length", T,
+        "--device", "cpu", "--batch-size", 1, "--shard-size", "40kB",
+    )  # fmt: skip
+    assert result.status == 1
+    assert 'family was "llama", now "mistral"' in result.stderr
+
+
 def test_longer_windows_than_the_model_was_made_for_are_said_aloud(
     tmp_path: Path, corpus: Path
 ) -> None:
@@ -157,6 +179,7 @@ def test_a_plan_needs_no_weights_and_is_what_a_run_does(
     assert stored["weights"] == plan["weight_bytes"]
     assert stored["tables"] == plan["table_bytes"]
     assert [reads["batch"] for reads in plan["reads"]] == [1, 16, 256, 1024]
+    assert "holds neither model.safetensors" in plan["obstacle"]
 
 
 MEASURE = """
@@ -214,10 +237,10 @@ def cut_config(model: Path, **changes: Any) -> None:
         ),
         pytest.param(
             "llama", lambda m: save_tokenizer(m, VOCABULARY + 1), (), 2,
-            f"has {VOCABULARY + 1} tokens, more than the {VOCABULARY} rows", id="vocabulary",
+            f"has ids up to {VOCABULARY}, more than the {VOCABULARY} rows", id="vocabulary",
         ),
         pytest.param(
-            "llama", lambda m: None, ("--tokenizer", "gpt2"), 2, "50257 tokens, more than",
+            "llama", lambda m: None, ("--tokenizer", "gpt2"), 2, "ids up to 50256, more than",
             id="gpt2",
         ),
         pytest.param(

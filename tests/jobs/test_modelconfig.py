@@ -204,6 +204,16 @@ def without(name: str, *keys: str) -> dict[str, Any]:
 
 
 HUB |= {
+    "bert-with-pooler": {
+        **BERT,
+        "pooler_fc_size": 768,
+        "pooler_num_attention_heads": 12,
+        "pooler_num_fc_layers": 3,
+        "pooler_size_per_head": 128,
+        "pooler_type": "first_token_transform",
+    },
+    "phi-3-with-modulus": {**PHI3, "full_attn_mod": 1},
+    "galactica": {**HUB["opt-125m"], "learned_embeddings": True},
     "command-r-by-default": without("command-r", "rope_theta", "use_qk_norm", "attention_bias"),
     "gemma-3-by-default": without("gemma-3-1b", "rope_theta", "rope_local_base_freq"),
     "gemma-3-full-by-default": without("gemma-3-full", "rope_theta", "rope_local_base_freq"),

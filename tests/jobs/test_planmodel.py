@@ -62,6 +62,8 @@ def test_the_size_of_the_tables_is_what_they_have(tmp_path: Path, family: str) -
         pytest.param(("--weights", "M", "--heads", 4), "--heads has no effect", id="heads"),
         pytest.param(("--weights", "M", "--out", "x"), "--out has no effect", id="out"),
         pytest.param(("--weights", "M", "--dtype", "float16"), "--dtype has no effect", id="dtype"),
+        pytest.param(("--weights", "M", "--context-length", 0), "is not between 1", id="zero"),
+        pytest.param(("--weights", "M", "--context-length", 2**70), "is not between", id="huge"),
     ],
 )
 def test_options_without_effect_are_refused(
@@ -70,6 +72,14 @@ def test_options_without_effect_are_refused(
     result = qkvmill("plan", *(mistral if option == "M" else option for option in options))
     assert result.status == 2
     assert culprit in result.stderr
+
+
+def test_windows_are_no_longer_than_a_models_positions_unless_told(tmp_path: Path) -> None:
+    made_config("bert", {"max_position_embeddings": 512}).save_pretrained(tmp_path)
+    assert succeed("plan", "--weights", tmp_path, "--json").json["context_length"] == 512
+    told = qkvmill("plan", "--weights", tmp_path, "--context-length", 1024)
+    assert told.status == 1
+    assert "positions for 512 tokens" in told.stderr
 
 
 def test_a_folder_without_a_config_is_an_error(tmp_path: Path) -> None:

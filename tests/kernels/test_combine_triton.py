@@ -89,6 +89,17 @@ def test_q_and_k_are_normalised_and_turned(what: dict[str, Any], dtype: str) -> 
     assert_within_rule(expected, layer, ids)
 
 
+def test_a_zero_keeps_its_sign_where_nothing_turns() -> None:
+    layer = random_layer(context_length=5, rotary=4, biases=False)
+    tables = tables_for(layer, random_ids(3, 5))
+    tables = replace(tables, token_table=torch.full_like(tables.token_table, -0.0))
+    rows = tables.rows(random_ids(3, 5)).to(DEVICE)
+    q, k, v = nan_outputs(layer.on(DEVICE), 3, 5)
+    combine_triton.combine(tables, rows, q, k, v)
+    assert bool(torch.signbit(v).all())
+    assert bool(torch.signbit(q[..., 4:]).all())
+
+
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_a_position_that_cancels_a_token_costs_no_accuracy(norm: Norm) -> None:
     layer = random_layer(norm=norm, context_length=40)

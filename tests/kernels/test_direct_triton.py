@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import direct_triton, reference
+from kernels import direct, direct_triton, reference
 from kernels.errors import DeviceError
 from kernels.layer import DTYPES, FirstLayer, Norm
 from kernels.packed import PackedLayer, pack
@@ -139,6 +139,28 @@ def test_outputs_that_the_kernels_cannot_write_are_refused() -> None:
         direct_triton.embed(packed, ids, torch.empty(2, 64, 16).transpose(1, 2))
     with pytest.raises(ValueError, match="16 positions"):
         direct_triton.project(packed, random_ids(2, 17), q, k, v)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # by the interpreter's numpy
+def test_a_value_that_overflows_stays_alone_where_a_part_of_a_head_turns() -> None:
+    layer = random_layer(context_length=5, rotary=4).to(torch.float16)
+    assert layer.q_bias is not None
+    q_bias = layer.q_bias.clone()
+    q_bias[12] = 65504.0
+    layer = replace(layer, q_bias=q_bias, embedding=layer.embedding * 100)
+    ids = random_ids(3, 5)
+    expected = nan_outputs(layer, 3, 5)
+    direct.project(pack(layer, torch.device("cpu")), ids, *expected)
+    q, *_ = project(layer, ids)
+    assert bool(torch.isinf(expected[0]).any())
+    assert torch.equal(torch.isinf(expected[0]), torch.isinf(q))
+    assert not bool(torch.isnan(q).any())
+
+
+def test_heads_of_one_value_can_be_normalised() -> None:
+    layer = random_layer(heads=3, head_dim=1, qk_norm="all", positions=False)
+    ids = random_ids(9, 16)
+    assert_within_rule(project(layer, ids), layer, ids)
 
 
 @pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
