@@ -36,7 +36,8 @@ def whole_file(root: Path, name: str) -> Iterator[FileIO]:
     `.part` file was there, and it is removed.
 
     Raises:
-        ExportError: for every OSError, with the path and the reason.
+        ExportError: for every OSError, with the path and the reason; and if root is not the folder
+            that was claimed any more.
     """
     final = root / name
     part = final.with_name(final.name + ".part")
@@ -48,7 +49,7 @@ def whole_file(root: Path, name: str) -> Iterator[FileIO]:
         disk.rename(part, final)
         disk.sync_folder(final.parent)
     except BaseException as error:
-        with suppress(OSError):
+        with suppress(OSError, ExportError):
             if part.exists():
                 disk.remove(part)
         if isinstance(error, OSError):

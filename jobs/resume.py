@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.folder import Work, check_kept, tidy
+from exporters.folder import Work, tidy
 from exporters.journal import differences
+from exporters.kept import check_kept
 from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
 from exporters.space import readable
 from exporters.state import State, state_of

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from exporters.contents import window_bytes
 from exporters.errors import WeightsError
-from exporters.folder import Work, claimed, discard
+from exporters.folder import Work, claimed
+from exporters.kept import discard
 from exporters.manifest import FileEntry, Manifest, commit
 from exporters.shards import write_tensors
 from exporters.source import WindowSource

@@ -5,7 +5,8 @@ from typing import Any
 
 from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord, sha256_of
-from exporters.folder import Work, drop, start_over
+from exporters.folder import Work
+from exporters.kept import drop, start_over
 from exporters.manifest import FileEntry
 from exporters.tokens import PART_TOKENS, TokenPart, TokenWriter
 from jobs.config import JobConfig
