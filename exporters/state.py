@@ -10,7 +10,7 @@ from pathlib import Path
 from exporters.errors import ExportError
 from exporters.manifest import FORMAT, MANIFEST
 from exporters.safefile import open_regular
-from exporters.strays import WORK
+from exporters.strays import OWN_FILES, OWN_FOLDERS, WORK
 
 
 class State(StrEnum):
@@ -44,6 +44,12 @@ def state_of(root: Path) -> State:
     if WORK in names and MANIFEST not in names:
         return State.UNFINISHED
     held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    parts = {f"{name}.part" for name in (*OWN_FILES, MANIFEST)}
+    if parts.union(OWN_FOLDERS, OWN_FILES).issuperset(names):
+        raise ExportError(
+            f"--out {root} holds what may be the remains of an export whose {WORK} or {MANIFEST} "
+            f"is gone ({held}); delete them if they are, or give another folder"
+        )
     raise ExportError(f"--out {root} holds something else ({held}); give another folder")
 
 

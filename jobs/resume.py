@@ -28,7 +28,7 @@ def finished(
 ) -> Manifest | None:
     """The manifest of the finished export at root if this very job made it; None where none is.
 
-    What a job that was stopped after its commit left there is removed first. The files are looked
+    What a job that was stopped after its commit left there is removed. The files are looked
     at by name and size only: `verify` is what reads their bytes.
 
     Args:
@@ -42,7 +42,6 @@ def finished(
     if state_of(root) is not State.FINISHED:
         return None
     manifest = read_manifest(root)
-    tidy(root)
     with garbled_is_damaged(root):
         changed = differences(fingerprint_of(manifest), json.loads(json.dumps(job)))
         if not changed and (found := changed_input(manifest)):
@@ -59,6 +58,8 @@ def finished(
                 f"{path} is missing or not whole, though the export was finished; "
                 "give --overwrite to make it again"
             )
+    # Only now, for a journal beside a manifest that is not its own may be all that is known.
+    tidy(root)
     reporter.note(
         f"{root} holds this very export already, finished: nothing is done; its files are there "
         "with their sizes, and qkvmill verify checks their bytes"

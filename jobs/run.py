@@ -83,7 +83,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             config, shape, method, tokens=totals.tokens, documents=totals.documents,
             distinct=distinct, windows=windows.count,
         ).disk_bytes  # fmt: skip
-        check_space(config.out, needed - work.kept_bytes() + HEADROOM)
+        check_space(config.out, needed + HEADROOM, work.kept_bytes())
         plans = shard_tensors(config, shape)
         _say_what_differs(config, windows, window_bytes(plans), reporter)
 

@@ -404,6 +404,52 @@ def test_a_run_that_was_stopped_after_its_commit_is_checked_as_any_finished_one(
     succeed("verify", out)
 
 
+@pytest.mark.parametrize("change", ["removed", "cut", "linked"])
+def test_a_finished_shard_that_changes_meanwhile_is_not_committed(
+    tmp_path: Path, corpus: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB)
+
+    def spoiled(*arguments: Any) -> object:
+        entries = write_shards(*arguments)
+        path = out / entries[1].name
+        data = path.read_bytes()
+        path.unlink()
+        if change == "cut":
+            path.write_bytes(data[:-1])
+        elif change == "linked":
+            (tmp_path / "shard").write_bytes(data)
+            path.symlink_to(tmp_path / "shard")
+        return entries
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.run.write_shards", spoiled)
+        result = qkvmill(*command, "--out", out)
+    assert result.status == 1
+    assert "was removed or changed after it was written; give the same command" in result.stderr
+    assert not (out / "manifest.json").exists()
+    succeed(*command, "--out", out)
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+    succeed("verify", out)
+
+
+def test_a_manifest_beside_files_that_are_not_there_takes_nothing_of_an_unfinished_export(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB)
+    unfinished(out, *command)
+    succeed(*command, "--out", tmp_path / "new")
+    shutil.copy(tmp_path / "new/manifest.json", out)
+    result = qkvmill(*command, "--out", out)
+    assert (result.status, "is missing or not whole" in result.stderr) == (1, True)
+    (out / "manifest.json").unlink()
+    assert "going on" in succeed(*command, "--out", out).stderr
+    assert sums(out) == sums(tmp_path / "new")
+
+
 def test_a_finished_export_beside_an_unreadable_journal_is_finished(
     tmp_path: Path, corpus: Path
 ) -> None:
