@@ -11,7 +11,19 @@ from exporters.errors import ExportError
 from exporters.files import blocks
 from exporters.folder import Work
 from exporters.manifest import FileEntry
-from exporters.strays import remove_strays
+from exporters.safefile import read_header
+from exporters.strays import WEIGHTS, WORK, remove_strays
+from exporters.tablefile import TABLES
+from exporters.windows import STARTS
+
+KINDS = {
+    "tokens": "tokens", "shards": "windows", STARTS: "windows", WEIGHTS: "weights",
+    TABLES: "tables", f"{WORK}/{TABLES}": "tables",
+}  # fmt: skip
+"""Files and folders of ours -> the kind of what they hold."""
+
+COUNTED = {"tokens": "input_ids", "windows": "window_start"}
+"""kind -> the tensor that holds what the entry counts."""
 
 UNREAD = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading that say nothing of a file: it may be whole."""
@@ -32,6 +44,29 @@ def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
         damaged = [entry.name for entry, good in zip(entries, whole, strict=True) if not good]
     drop(work, damaged)
     return damaged
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of what a file of ours holds; None where it is none of ours."""
+    return KINDS.get(name) or KINDS.get(name.partition("/")[0])
+
+
+def is_as_said(root: Path, entry: FileEntry) -> bool:
+    """Whether a file that is whole holds what its entry in the journal says."""
+    kind = entry.kind
+    try:
+        header = read_header(root / entry.name)
+    except (ExportError, OSError):
+        return False
+    tensors = {
+        name: {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+        for name, tensor in header.tensors.items()
+    }
+    if kind != kind_of(entry.name) or entry.tensors != tensors:
+        return False
+    if kind not in COUNTED:
+        return entry.first == entry.count == 0
+    return COUNTED[kind] in tensors and tensors[COUNTED[kind]]["shape"] == [entry.count]
 
 
 def drop(work: Work, names: Iterable[str]) -> None:

@@ -193,6 +193,15 @@ class TokenStream:
                 pieces.append(self._files[index].get_slice("input_ids")[low:high])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def document_starts(self) -> list[int]:
+        """Where documents begin, in all parts."""
+        with _readable(self._root):
+            return [
+                place
+                for file in self._files
+                for place in file.get_tensor("document_starts").tolist()
+            ]
+
     def documents(self, start: int, stop: int) -> Tensor:
         """The document of each token of [start, stop), int32, counted from 0.
 

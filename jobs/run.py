@@ -72,7 +72,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         try:
             windows = plan_windows(config, totals.tokens)
             shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
-            method = kept_method(work) or decide(
+            method = kept_method(work, config) or decide(
                 config, shape, totals.largest_id, distinct, windows.count, backend
             )
         except HOPELESS:
