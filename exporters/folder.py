@@ -189,7 +189,10 @@ def _refuse_link(root: Path) -> None:
 
 def _folders_to_make(root: Path) -> tuple[Path, ...]:
     """Root, unless it stands there empty, and the folders above it that are missing."""
-    folders = [root] if not root.is_dir() or any(root.iterdir()) else []
+    try:
+        folders = [root] if os.listdir(root) else []
+    except (FileNotFoundError, NotADirectoryError):
+        folders = [root]
     place = root.parent
     while not place.exists():
         folders.append(place)

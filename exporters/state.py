@@ -4,6 +4,7 @@ The manifest decides. Beside one, `.work` is only what a job that was stopped af
 no time to remove, whatever it holds. Without one, `.work` is what makes a folder ours.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,12 +30,14 @@ def state_of(root: Path) -> State:
     """
     if root.is_symlink() and not root.exists():
         raise ExportError(f"--out {root} is a link to nothing")
-    if not root.exists():
-        return State.NOTHING
-    if not root.is_dir():
-        raise ExportError(f"--out {root} is a file; give a folder")
     try:
-        names = sorted(path.name for path in root.iterdir())
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return State.NOTHING
+    except NotADirectoryError as error:
+        if not root.exists():  # it is below a file, which is said where it cannot be made
+            return State.NOTHING
+        raise ExportError(f"--out {root} is a file; give a folder") from error
     except OSError as error:
         raise ExportError(f"--out {root} could not be read: {error.strerror}") from error
     if not names:

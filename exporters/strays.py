@@ -82,6 +82,7 @@ def remove_work(root: Path) -> None:
     try:
         disk.remove_folder(root / WORK)
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:  # another job is about to look at the export
+        # Another job is about to look at the export, or has looked and gone.
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
             raise
     disk.sync_folder(root)

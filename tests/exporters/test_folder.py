@@ -232,6 +232,19 @@ def test_what_another_job_removes_while_a_folder_is_claimed_is_said_to_be_its(
         claim(tmp_path, JOB, overwrite=False)
 
 
+def test_a_work_folder_that_another_job_removed_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raced(path: Path) -> None:
+        path.rmdir()
+        path.rmdir()
+
+    work = claim(tmp_path, JOB, overwrite=False)
+    monkeypatch.setattr(disk, "remove_folder", raced)
+    release(work)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
 def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
