@@ -17,7 +17,7 @@ from jobs.compute import MADE_AGAIN
 from jobs.config import JobConfig
 from jobs.fingerprint import fingerprint_of
 from jobs.progress import Reporter
-from jobs.stream import WRONG, are_records
+from jobs.stream import WRONG
 from kernels.method import Method
 
 NOTE = "method"  # in the journal, once it is decided
@@ -83,7 +83,7 @@ def say_what_is_kept(work: Work, found: State, reporter: Reporter) -> None:
     """
     journal = work.journal
     kinds = all(entry.kind == kind_of(entry.name) for entry in journal.files.values())
-    if not kinds or not _are_notes(journal.notes) or not are_records(work):
+    if not kinds or not _are_notes(journal.notes):
         _disbelieve(work, reporter)
     elif not journal.files:
         check_kept(work, lambda _: None)

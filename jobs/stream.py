@@ -48,17 +48,20 @@ def write_stream(
 def _go_on(
     config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
-    parts, files = _kept(work)
-    whole = work.journal.notes.get(NOTE)
-    if whole is not None and whole["parts"] == len(parts):
-        files += whole["files"]
-    # Whatever else is kept was made from all documents that were ever noted.
-    if changed := changed_file(corpus, _noted(work), reporter):
-        raise ChangedCorpusError(changed)
-    if not _fits(config, corpus, work, parts, files):
+    believed = _are_records(work)
+    if believed:
+        parts, files = _kept(work)
+        whole = work.journal.notes.get(NOTE)
+        if whole is not None and whole["parts"] == len(parts):
+            files += whole["files"]
+        # Whatever else is kept was made from all documents that were ever noted.
+        if changed := changed_file(corpus, _noted(work), reporter):
+            raise ChangedCorpusError(changed)
+        believed = _fits(config, corpus, work, parts, files)
+    if not believed:
         reporter.note(f"{work.root / JOURNAL} {WRONG}: starting over")
         start_over(work)
-        return _go_on(config, corpus, tokenizer, work, reporter)
+        parts, files = [], []
     names = {part.file.name for part in parts}
     entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
     drop(work, [entry.name for entry in entries if entry.name not in names])
@@ -90,7 +93,7 @@ def _go_on(
     return totals, written
 
 
-def are_records(work: Work) -> bool:
+def _are_records(work: Work) -> bool:
     """Whether what the journal says of documents, whose tokens are kept or were, can be read."""
     journal = work.journal
     entries = [*journal.files.values(), *journal.forgotten.values()]
