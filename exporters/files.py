@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written beside their place, synced, then renamed."""
 
 import hashlib
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ def whole_file(root: Path, name: str) -> Iterator[FileIO]:
     `.part` file was there, and it is removed.
 
     Raises:
-        ExportError: for every OSError, with the path and the reason.
+        ExportError: for every OSError, with the path and the reason; and if root is not the folder
+            that was claimed any more.
     """
     final = root / name
     part = final.with_name(final.name + ".part")
@@ -48,7 +50,7 @@ def whole_file(root: Path, name: str) -> Iterator[FileIO]:
         disk.rename(part, final)
         disk.sync_folder(final.parent)
     except BaseException as error:
-        with suppress(OSError):
+        with suppress(OSError, ExportError):
             if part.exists():
                 disk.remove(part)
         if isinstance(error, OSError):
@@ -104,6 +106,15 @@ def copy(source: Path, root: Path, name: str) -> FileRecord:
             size += len(block)
             write_all(file, block)
     return FileRecord(name, size, digest.hexdigest())
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether a regular file of so many bytes is there, itself and no link to it."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:

@@ -1,11 +1,9 @@
 """The folder of an export: claimed before the work, kept where the journal says, then released."""
 
-import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +14,9 @@ from filelock import FileLock, Timeout
 
 from exporters import disk
 from exporters.errors import ExportError
-from exporters.files import blocks, make_folders, write_all
+from exporters.files import make_folders, write_all
 from exporters.journal import (
+    JOURNAL,
     Journal,
     differences,
     mend_journal,
@@ -70,6 +69,7 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
     try:
         make_folders(root / WORK)
         lock.acquire(timeout=0)
+        disk.hold(root, root / LOCK)
         _say_who_holds(root)
         return Work(root, lock, _journal(root, fingerprint, overwrite), folders)
     except Timeout as error:
@@ -77,16 +77,17 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
             f"--out {root} is being written by {_holder(root)}; wait for it or give another folder"
         ) from error
     except OSError as error:
-        lock.release()
-        _remove_empty((root / WORK, *folders))
+        _leave(root, lock, folders)
+        if _is_of_another_job(root, error):
+            raise ExportError(
+                f"--out {root} is being claimed or given back by another job; look at what it came "
+                "to, or give the same command again"
+            ) from error
         raise ExportError(
             f"--out {error.filename or root} could not be written: {error.strerror}"
         ) from error
     except BaseException:
-        # Another job may have finished since the first look: nothing stays beside its export.
-        if lock.is_locked and (root / MANIFEST).exists():
-            _remove_work_and_unlock(root, lock)
-        lock.release()
+        _leave(root, lock, folders)
         raise
 
 
@@ -99,46 +100,37 @@ def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iter
     a folder that held nothing but an export.
 
     Raises:
-        ExportError: as `claim`.
+        ExportError: as `claim`; and if root was moved, removed or replaced meanwhile, what stands
+            there then is left alone.
     """
     work = claim(root, fingerprint, overwrite=overwrite)
     try:
         yield work
-    except QkvmillError:
+    except QkvmillError as error:
+        moved = disk.lost(root)
         # What could not be written may be impossible to remove too: the first error is the one.
-        with suppress(OSError):
+        with suppress(OSError, ExportError):
             if not work.journal.files:
                 remove_strays(root, ())
                 _remove_work_and_unlock(root, work.lock)
                 _remove_empty(work.folders)
-        work.lock.release()
+        _unlock(root, work.lock)
+        if moved:  # from which any other error may only follow
+            raise moved from error
         raise
     except BaseException:
-        work.lock.release()
+        _unlock(root, work.lock)
         raise
     release(work)
 
 
-def discard(work: Work) -> None:
-    """Take nothing for done any more, so that `claimed` removes it all when its block fails.
-
-    For errors that the same command can only come to again.
-    """
-    work.journal.files.clear()
-
-
-def start_over(work: Work) -> None:
-    """Remove what is done, and go on as a job that has just begun.
+def release(work: Work) -> None:
+    """Remove what only an unfinished export needs, and let others claim root.
 
     Raises:
-        ExportError: if something cannot be removed or written.
+        ExportError: if root is not the folder that was claimed any more.
+        OSError: if something cannot be removed.
     """
-    work.journal.restart()
-    _remove_strays(work.root, ())
-
-
-def release(work: Work) -> None:
-    """Remove what only an unfinished export needs, and let others claim root."""
     _remove_work_and_unlock(work.root, work.lock)
 
 
@@ -152,40 +144,15 @@ def tidy(root: Path) -> None:
     """
     _refuse_link(root)
     lock = FileLock(root / LOCK)
-    with suppress(OSError, Timeout):
+    with suppress(OSError, ExportError, Timeout):
         if (root / WORK).exists():
             lock.acquire(timeout=0)
+            disk.hold(root, root / LOCK)
             # The manifest has to outlast a power cut before the journal may go.
             disk.sync_folder(root)
-            _remove_work_and_unlock(root, lock)
-
-
-def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
-    """Check what the journal says is done, and remove everything else that is ours.
-
-    `advance` is told of bytes as they are read. Returns the names of files that are missing or not
-    as they were written, which count as not done.
-
-    Raises:
-        ExportError: if a file cannot be removed.
-    """
-    entries = list(work.journal.files.values())
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
-        whole = pool.map(lambda entry: _is_whole(work.root, entry, advance), entries)
-        damaged = [entry.name for entry, good in zip(entries, whole, strict=True) if not good]
-    drop(work, damaged)
-    return damaged
-
-
-def drop(work: Work, names: Iterable[str]) -> None:
-    """Take files for not done, and remove them with everything else that is ours and not done.
-
-    Raises:
-        ExportError: if a file cannot be removed.
-    """
-    for name in names:
-        work.journal.forget(name)
-    _remove_strays(work.root, work.journal.files)
+            remove_work(root)
+    if lock.is_locked:
+        _unlock(root, lock)
 
 
 def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journal:
@@ -222,7 +189,10 @@ def _refuse_link(root: Path) -> None:
 
 def _folders_to_make(root: Path) -> tuple[Path, ...]:
     """Root, unless it stands there empty, and the folders above it that are missing."""
-    folders = [root] if not root.is_dir() or any(root.iterdir()) else []
+    try:
+        folders = [root] if os.listdir(root) else []
+    except (FileNotFoundError, NotADirectoryError):
+        folders = [root]
     place = root.parent
     while not place.exists():
         folders.append(place)
@@ -242,37 +212,31 @@ def _remove_work_and_unlock(root: Path, lock: FileLock) -> None:
     try:
         remove_work(root)
     finally:
-        lock.release()
+        _unlock(root, lock)
 
 
-def _remove_strays(root: Path, finished: Collection[str]) -> None:
-    """As remove_strays, but raises ExportError."""
-    try:
-        remove_strays(root, finished)
-    except OSError as error:
-        raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
+def _unlock(root: Path, lock: FileLock) -> None:
+    disk.let_go(root)
+    lock.release()
 
 
-def _is_whole(root: Path, entry: FileEntry, advance: Callable[[int], None]) -> bool:
-    """Whether a file is there, reached through no link, with the bytes that were written."""
-    path = root / entry.name
-    digest = hashlib.sha256()
-    try:
-        own = os.path.join(os.path.realpath(root), entry.name)
-        if os.path.realpath(path) != own or path.stat().st_size != entry.bytes:
-            return False
-    except OSError:
-        return False
-    read = blocks(path)
-    while True:
-        try:
-            block = next(read, b"")
-        except (OSError, ExportError):
-            return False
-        if not block:
-            return digest.hexdigest() == entry.sha256
-        digest.update(block)
-        advance(len(block))  # whose own errors say nothing of the file
+def _leave(root: Path, lock: FileLock, folders: tuple[Path, ...]) -> None:
+    """Let go of what could not be claimed, and remove what was made for it."""
+    if lock.is_locked:
+        with suppress(OSError, ExportError):
+            # Another job may have finished since the first look: nothing stays beside its export.
+            nothing_done = os.listdir(root) == [WORK] and not (root / JOURNAL).exists()
+            if nothing_done or (root / MANIFEST).exists():
+                remove_work(root)
+        _unlock(root, lock)
+    _remove_empty((root / WORK, *folders))
+
+
+def _is_of_another_job(root: Path, error: OSError) -> bool:
+    """Whether an error in claiming root comes of what another job makes or removes meanwhile."""
+    within = error.filename is not None and root in Path(error.filename).parents
+    strange = os.path.lexists(root / WORK) and not (root / WORK).is_dir()
+    return within and not strange and isinstance(error, FileNotFoundError | FileExistsError)
 
 
 def _say_who_holds(root: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from exporters import disk
 from exporters.files import not_written, write_all, write_text
-from exporters.manifest import GARBLED, FileEntry
+from exporters.manifest import GARBLED, FileEntry, file_entry
 
 JOURNAL = ".work/journal"
 
@@ -70,7 +70,7 @@ class Journal:
         if "note" in line:
             self.notes[line["note"]] = line["value"]
         else:
-            self._take_file(FileEntry(**line["file"]), line["details"])
+            self._take_file(file_entry(line["file"]), line["details"])
 
     def _take_file(self, entry: FileEntry, details: Any) -> None:
         self.files[entry.name] = entry
@@ -102,21 +102,18 @@ def start_journal(root: Path, fingerprint: dict[str, Any]) -> Journal:
 
 
 def read_journal(root: Path) -> Journal | None:
-    """The journal of an unfinished export; None where there is none, or not even its first line."""
+    """The journal of an unfinished export; None where there is none, or one that says no sense."""
     path = root / JOURNAL
     if path.is_symlink() or not path.is_file():
         return None
     lines = _whole_lines(path.read_bytes())
     try:
         journal = Journal(root, next(lines)[0]["fingerprint"])
-    except (StopIteration, *GARBLED):
-        return None
-    try:
         for line, _ in lines:
             journal.take(line)
-    except GARBLED:
+    except (StopIteration, RecursionError, *GARBLED):
         return None
-    return journal
+    return journal if isinstance(journal.fingerprint, dict) else None
 
 
 def mend_journal(root: Path) -> None:

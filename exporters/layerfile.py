@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from exporters.errors import ExportError, WeightsError
 from exporters.files import FileRecord
-from exporters.safefile import Header, read_header
+from exporters.safefile import Header, open_tensors, read_header
 from exporters.shards import record_of, write_tensors
 from kernels.errors import LayerError
 from kernels.layer import (
@@ -86,7 +86,7 @@ def load_layer(
     try:
         header = read_header(path)
         _check_names(path, header)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in header.tensors}
     except ExportError as error:
         if path.is_file() and _is_pickle(path):

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.files import record_of_bytes, write_text
+from exporters.files import has_size, record_of_bytes, write_text
 from exporters.safefile import open_regular, own_file
 from kernels.layer import DTYPES
 
@@ -82,7 +82,17 @@ class Manifest:
 
 
 def commit(root: Path, manifest: Manifest) -> None:
-    """Write SHA256SUMS, then manifest.json: after this the export is finished."""
+    """Write SHA256SUMS, then manifest.json: after this the export is finished.
+
+    Raises:
+        ExportError: if a file is not there with its size any more, or one cannot be written.
+    """
+    for entry in manifest.files:
+        if not has_size(root / entry.name, entry.bytes):
+            raise ExportError(
+                f"{root / entry.name} was removed or changed after it was written; "
+                "give the same command again to make it again"
+            )
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     text = _shapes_on_one_line(json.dumps(document, indent=1, ensure_ascii=False)) + "\n"
     lines = hash_lines(manifest, record_of_bytes(MANIFEST, text.encode()).sha256)
@@ -179,11 +189,12 @@ def _from_document(document: dict[str, Any]) -> Manifest:
     return Manifest(
         **sections,
         expand=None if expand is None else tuple(expand),
-        files=tuple(_file_entry(entry) for entry in document["files"]),
+        files=tuple(file_entry(entry) for entry in document["files"]),
     )
 
 
-def _file_entry(entry: Any) -> FileEntry:
+def file_entry(entry: Any) -> FileEntry:
+    """An entry from JSON; raises one of GARBLED where it is none."""
     file = FileEntry(**entry)
     texts, counts = (file.name, file.kind, file.sha256), (file.bytes, file.first, file.count)
     if not all(map(_is_text, texts)) or not all(map(_is_count, counts)):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from exporters.contents import TensorPlan, exported_tensors
@@ -13,7 +13,7 @@ from exporters.errors import ExportError
 from exporters.files import FileRecord
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged, read_manifest
-from exporters.safefile import own_file, read_header
+from exporters.safefile import open_tensors, own_file, read_header
 from exporters.shards import DTYPE_NAMES
 from exporters.source import WindowSource, fill
 from exporters.strays import WEIGHTS
@@ -139,7 +139,7 @@ class Export:
         try:
             kept, file = self._shard
             if kept != entry.name:
-                file = safe_open(_checked(self.root, entry, self._plans), framework="pt")
+                file = open_tensors(_checked(self.root, entry, self._plans))
                 self._shard = (entry.name, file)
             return {name: file.get_slice(name)[low:high] for name in entry.tensors}
         except (OSError, SafetensorError) as error:
@@ -207,7 +207,7 @@ def window_plan(root: Path, manifest: Manifest, tokens: int) -> WindowPlan:
             raise ExportError(f"{root / MANIFEST} names no {STARTS}; run qkvmill verify {root}")
         try:
             plans = {"window_start": TensorPlan(torch.int64, ())}
-            with safe_open(_checked(root, entries[0], plans), framework="pt") as file:
+            with open_tensors(_checked(root, entries[0], plans)) as file:
                 starts = file.get_tensor("window_start")
         except (OSError, SafetensorError) as error:
             raise ExportError(f"{root / STARTS} could not be read: {error}") from error

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from safetensors import safe_open
 
 from exporters.errors import ExportError
 
@@ -51,6 +54,22 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(path.stat().st_mode):
         raise ExportError(f"{path} is not a regular file")
     return open(path, "rb", opener=opener)
+
+
+def open_tensors(path: Path) -> Any:
+    """Open a safetensors file with the library, for torch.
+
+    Raises:
+        SafetensorError: if it is none.
+        OSError: if it cannot be opened, also where torch, which maps it, says so in its own way.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except RuntimeError as error:
+        number = re.search(r"unable to .* file .*\((\d+)\)$", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def own_file(root: Path, name: str) -> Path:

@@ -8,16 +8,22 @@ from exporters.errors import ExportError
 HEADROOM = 16 << 20  # bytes for headers, the manifest and the folders
 
 
-def check_space(root: Path, needed: int) -> None:
-    """Raise ExportError if the disk that holds root has fewer than `needed` bytes free."""
+def check_space(root: Path, needed: int, kept: int = 0) -> None:
+    """Raise ExportError if the disk that holds root has too few bytes free.
+
+    Args:
+        needed: bytes in all.
+        kept: those of them that stand there, finished.
+    """
     place = root.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
+    free, more = shutil.disk_usage(place).free, needed - kept
+    if free < more:
+        said = f"; what is finished is kept, {readable(kept)}" if kept else ""
         raise ExportError(
-            f"--out {root} needs {readable(needed)}, but its disk has {readable(free)} free; "
-            "make space, export less or use a smaller --dtype"
+            f"--out {root} needs {readable(more)}, but its disk has {readable(free)} free; "
+            f"make space, export less or use a smaller --dtype{said}"
         )
 
 

@@ -4,13 +4,14 @@ The manifest decides. Beside one, `.work` is only what a job that was stopped af
 no time to remove, whatever it holds. Without one, `.work` is what makes a folder ours.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 
 from exporters.errors import ExportError
 from exporters.manifest import FORMAT, MANIFEST
 from exporters.safefile import open_regular
-from exporters.strays import WORK
+from exporters.strays import OWN_FILES, OWN_FOLDERS, WORK
 
 
 class State(StrEnum):
@@ -29,12 +30,14 @@ def state_of(root: Path) -> State:
     """
     if root.is_symlink() and not root.exists():
         raise ExportError(f"--out {root} is a link to nothing")
-    if not root.exists():
-        return State.NOTHING
-    if not root.is_dir():
-        raise ExportError(f"--out {root} is a file; give a folder")
     try:
-        names = sorted(path.name for path in root.iterdir())
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return State.NOTHING
+    except NotADirectoryError as error:
+        if not root.exists():  # it is below a file, which is said where it cannot be made
+            return State.NOTHING
+        raise ExportError(f"--out {root} is a file; give a folder") from error
     except OSError as error:
         raise ExportError(f"--out {root} could not be read: {error.strerror}") from error
     if not names:
@@ -44,6 +47,12 @@ def state_of(root: Path) -> State:
     if WORK in names and MANIFEST not in names:
         return State.UNFINISHED
     held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    parts = {f"{name}.part" for name in (*OWN_FILES, MANIFEST)}
+    if parts.union(OWN_FOLDERS, OWN_FILES).issuperset(names):
+        raise ExportError(
+            f"--out {root} holds what may be the remains of an export whose {WORK} or {MANIFEST} "
+            f"is gone ({held}); delete them if they are, or give another folder"
+        )
     raise ExportError(f"--out {root} holds something else ({held}); give another folder")
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from exporters import disk
+from exporters.errors import ExportError
 from exporters.journal import JOURNAL
 from exporters.manifest import HASHES, MANIFEST, RUN
 from exporters.tablefile import TABLES
@@ -40,6 +41,7 @@ def remove_strays(root: Path, finished: Collection[str]) -> None:
     """Remove what is ours at root but for finished files, by name, the journal and the lock.
 
     Raises:
+        ExportError: if root is not the folder that was claimed any more, or one cannot be read.
         OSError: if something cannot be removed.
     """
     kept = {JOURNAL, LOCK, HOLDER, *finished}
@@ -53,7 +55,11 @@ def _remove_all_but(root: Path, name: str, kept: set[str]) -> None:
     """Remove a file, a link, or a folder with all that is in it, except for what is kept."""
     path = root / name
     if path.is_dir() and not path.is_symlink():
-        for inner in sorted(path.iterdir()):
+        try:
+            inside = sorted(path.iterdir())
+        except OSError as error:
+            raise ExportError(f"{path} could not be read: {error.strerror}") from error
+        for inner in inside:
             _remove_all_but(root, f"{name}/{inner.name}", kept)
         if not any(path.iterdir()):
             disk.remove_folder(path)
@@ -62,14 +68,21 @@ def _remove_all_but(root: Path, name: str, kept: set[str]) -> None:
 
 
 def remove_work(root: Path) -> None:
-    """Remove .work, its journal last but the lock: until then it says what is done."""
+    """Remove .work, its journal last but the lock: until then it says what is done.
+
+    Raises:
+        ExportError: if root is not the folder that was claimed any more, or one cannot be read.
+        OSError: if something cannot be removed.
+    """
     _remove_all_but(root, WORK, {JOURNAL, LOCK, HOLDER})
     for name in (JOURNAL, HOLDER, LOCK):
         if (root / name).exists():
             disk.remove(root / name)
+    disk.let_go(root)
     try:
         disk.remove_folder(root / WORK)
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:  # another job is about to look at the export
+        # Another job is about to look at the export, or has looked and gone.
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
             raise
     disk.sync_folder(root)

@@ -25,12 +25,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from exporters.errors import ExportError
 from exporters.files import FileRecord
-from exporters.safefile import Header, read_header
+from exporters.safefile import Header, open_tensors, read_header
 from exporters.shards import write_tensors
 from kernels.rotary import Rotary
 from kernels.tables import NormTables, Tables
@@ -79,7 +79,7 @@ def load_tables(path: Path) -> Tables:
         header = read_header(path)
         _check_shapes(header)
         heads, kv_heads, eps, interleaved = _scalars(header)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in header.tensors}
         token_ids = tensors["token_ids"]
         if not bool((token_ids[1:] > token_ids[:-1]).all()) or int(token_ids[0]) < 0:

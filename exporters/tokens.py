@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord
+from exporters.safefile import open_tensors
 from exporters.shards import write_tensors
 
 PART_TOKENS = 1 << 24  # 64 MiB of ids, the most that the writer holds
@@ -181,9 +182,7 @@ class TokenStream:
         self._parts = parts
         self._ends = np.array([part.first_token + part.tokens for part in parts])
         with _readable(root):
-            self._files: list[Any] = [
-                safe_open(root / part.file.name, framework="pt") for part in parts
-            ]
+            self._files: list[Any] = [open_tensors(root / part.file.name) for part in parts]
         self._starts = (-1, torch.empty(0, dtype=torch.int64))
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -193,6 +192,15 @@ class TokenStream:
             for index, low, high in self._overlaps(start, stop):
                 pieces.append(self._files[index].get_slice("input_ids")[low:high])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def document_starts(self) -> list[int]:
+        """Where documents begin, in all parts."""
+        with _readable(self._root):
+            return [
+                place
+                for file in self._files
+                for place in file.get_tensor("document_starts").tolist()
+            ]
 
     def documents(self, start: int, stop: int) -> Tensor:
         """The document of each token of [start, stop), int32, counted from 0.

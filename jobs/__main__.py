@@ -5,7 +5,10 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -37,7 +40,14 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
     gc.enable()
-    sys.exit(command_line())
+    status = INTERRUPTED
+    # What comes while the command ends, or the interpreter, is too late to interrupt anything.
+    with suppress(KeyboardInterrupt):
+        try:
+            status = command_line()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import re
 import reprlib
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from jobs.bench import BenchConfig, BenchResult, bench
 from jobs.choose_tokenizer import tokenizer_of_export
 from jobs.config import D_MODEL, EXPORTS, HEADS, JobConfig, check_device
 from jobs.endtoend import EndToEnd, end_to_end
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, OutputError
 from jobs.expand import expand as expand_export
 from jobs.plan import Plan
 from jobs.plan import plan as plan_job
@@ -40,12 +40,15 @@ from jobs.planmodel import ModelPlan, plan_model
 from jobs.printable import printable
 from jobs.progress import Reporter
 from jobs.run import run as run_job
+from jobs.shortage import shortage
 from jobs.stopping import StoppedError, stoppable
+from jobs.streams import mend_streams
 from jobs.tokenizer import ENCODINGS
-from kernels.errors import QkvmillError, is_out_of_memory, is_out_of_threads
+from kernels.errors import QkvmillError
 from kernels.layer import DTYPES
 
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 TOML_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}
 MAX_CONFIG_BYTES = 1 << 20
 MAX_MESSAGE = 2000  # characters; what is named in it may be of any length
@@ -247,7 +250,8 @@ def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
     config = JobConfig(**options)
     with stoppable() as check:
         summary = run_job(config, Reporter(quiet=quiet or as_json, check=check))
-    _print(asdict(summary), "exported", quiet, as_json)
+    with _finished(config.out):
+        _print(asdict(summary), "exported", quiet, as_json)
 
 
 @cli.command("plan", short_help="Say what run would do; write nothing.")
@@ -363,7 +367,8 @@ def expand_command(
     with stoppable() as check:
         reporter = Reporter(quiet=quiet or as_json, check=check)
         summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
-    _print(asdict(summary), "expanded", quiet, as_json)
+    with _finished(out):
+        _print(asdict(summary), "expanded", quiet, as_json)
 
 
 @cli.command("bench", short_help="Time our ways against torch's.")
@@ -446,9 +451,25 @@ def bench_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status after printing any error as one line.
 
-    0 done, 1 could not, 2 wrong usage, 130 stopped by SIGINT, 143 by SIGTERM.
+    0 done, 1 could not, 2 wrong usage, 130 stopped by SIGINT, 143 by SIGTERM. Where the reader of
+    standard output has gone, as with `| head`, nothing is printed and the status is 141, which
+    shells give to tools that such a pipe ended; run and expand, whose work is done by then, say so
+    instead, with status 1.
     """
-    _mend_streams()
+    mend_streams()
+    try:
+        status = _run_command(arguments)
+        sys.stdout.flush()
+        return status
+    except OutputError as error:
+        if error.closed:
+            return PIPE_CLOSED
+        _fail(str(error))
+        return 1
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
+    """As main; raises OutputError where standard output takes no more."""
     try:
         # Without standalone mode click raises its errors instead of printing them over lines.
         status = cli.main(arguments, prog_name="qkvmill", standalone_mode=False)
@@ -468,23 +489,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         _fail(str(stopped))
         return stopped.status
+    except OutputError:
+        raise
     except QkvmillError as error:
         _fail(str(error))
         return 1
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}")
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_threads(error):
-            _fail(
-                "the system gives no more threads (ulimit -u); what is finished is kept, so make "
-                "room for some and give the same command again"
-            )
-            return 1
-        if not is_out_of_memory(error):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if said := shortage(error):
+            _fail(said)
+        elif isinstance(error, OSError):
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(f"{place}{error.strerror or error}")
+        else:
             raise
-        _fail("memory ran out; give a smaller --shard-size, --d-model or --vocab-size, or see plan")
         return 1
 
 
@@ -497,22 +514,20 @@ def _window(export: Path, index: int) -> dict[str, Tensor]:
     return windows[index]
 
 
-def _mend_streams() -> None:
-    """Take closed streams as /dev/null, and show what a stream cannot encode as escapes."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _fail(message: str) -> None:
     line = printable(" ".join(message.split()))
     if len(line) > MAX_MESSAGE:
         line = f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
     click.echo(f"Error: {line}", err=True)
+
+
+@contextmanager
+def _finished(out: Path) -> Iterator[None]:
+    """Say of what cannot be printed that the export is finished all the same."""
+    try:
+        yield
+    except OutputError as error:
+        raise ExportError(f"{error}; the export at {out} is finished") from error
 
 
 def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> None:

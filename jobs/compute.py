@@ -21,6 +21,7 @@ from jobs.progress import Advance, Reporter
 from kernels.errors import DeviceError
 
 METADATA = ("format", "pt")
+MADE_AGAIN = "is not as it was written: it is made again"
 PIECE_BYTES = 8 << 20  # of one tensor, computed at once: still in the caches when it is written
 STEP_TOKENS = 1 << 14  # computed at once where whole shards are held
 PIECE_TOKENS = 1 << 16  # of a piece at most, since ids are cut for all of them
@@ -53,6 +54,12 @@ def write_shards(
         Shard(shard_name(index, len(firsts)), first, min(first + windows_per_shard, count))
         for index, first in enumerate(firsts)
     ]
+    for shard in shards:
+        kept, count = work.kept(shard.name), shard.stop - shard.first
+        declared = {name: (plan.dtype, (count, *plan.shape)) for name, plan in plans.items()}
+        if kept and kept != entry_of(kept, "windows", declared, shard.first, count):
+            work.journal.forget(shard.name)
+            reporter.note(f"{work.root / shard.name} {MADE_AGAIN}")
     missing = [shard for shard in shards if work.kept(shard.name) is None]
     windows = sum(shard.stop - shard.first for shard in missing)
     with reporter.stage("windows", windows, "windows") as advance:
@@ -211,7 +218,11 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
 
 
 def entry_of(
-    record: FileRecord, kind: str, declared: Mapping[str, Shape], first: int = 0, count: int = 0
+    record: FileRecord | FileEntry,
+    kind: str,
+    declared: Mapping[str, Shape],
+    first: int = 0,
+    count: int = 0,
 ) -> FileEntry:
     """The manifest's entry of a file that holds some tensors."""
     return FileEntry(

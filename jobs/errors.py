@@ -1,5 +1,6 @@
 """Errors about options, corpora and tokenizers; the whole tree is drawn in kernels/errors.py."""
 
+import errno
 from pathlib import Path
 
 from kernels.errors import QkvmillError
@@ -30,3 +31,11 @@ class TokenizerError(QkvmillError):
 
 class DisagreementError(QkvmillError):
     """A way of computing is further from float64 than is allowed."""
+
+
+class OutputError(QkvmillError):
+    """Standard output takes no more; `closed`: it is a pipe whose reader has gone."""
+
+    def __init__(self, error: OSError) -> None:
+        self.closed = error.errno == errno.EPIPE
+        super().__init__(f"standard output could not be written: {error.strerror}")

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.folder import Work, check_kept, tidy
-from exporters.journal import differences
+from exporters.folder import Work, tidy
+from exporters.journal import JOURNAL, differences
+from exporters.kept import check_kept, drop, is_as_said, kind_of, start_over
 from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
 from exporters.space import readable
 from exporters.state import State, state_of
+from jobs.compute import MADE_AGAIN
+from jobs.config import JobConfig
 from jobs.fingerprint import fingerprint_of
 from jobs.progress import Reporter
+from jobs.stream import WRONG
 from kernels.method import Method
 
 NOTE = "method"  # in the journal, once it is decided
@@ -27,7 +31,7 @@ def finished(
 ) -> Manifest | None:
     """The manifest of the finished export at root if this very job made it; None where none is.
 
-    What a job that was stopped after its commit left there is removed first. The files are looked
+    What a job that was stopped after its commit left there is removed. The files are looked
     at by name and size only: `verify` is what reads their bytes.
 
     Args:
@@ -41,7 +45,6 @@ def finished(
     if state_of(root) is not State.FINISHED:
         return None
     manifest = read_manifest(root)
-    tidy(root)
     with garbled_is_damaged(root):
         changed = differences(fingerprint_of(manifest), json.loads(json.dumps(job)))
         if not changed and (found := changed_input(manifest)):
@@ -58,6 +61,8 @@ def finished(
                 f"{path} is missing or not whole, though the export was finished; "
                 "give --overwrite to make it again"
             )
+    # Only now, for a journal beside a manifest that is not its own may be all that is known.
+    tidy(root)
     reporter.note(
         f"{root} holds this very export already, finished: nothing is done; its files are there "
         "with their sizes, and qkvmill verify checks their bytes"
@@ -68,29 +73,63 @@ def finished(
 def say_what_is_kept(work: Work, found: State, reporter: Reporter) -> None:
     """Check what an unfinished run has done, and say how much of it is kept.
 
+    A journal whose lines are whole, but do not say what the files hold, is not believed at all.
+
     Args:
         found: what stood at the export's place before it was claimed.
 
     Raises:
         ExportError: if what is not kept cannot be removed.
     """
-    if not work.journal.files:
+    journal = work.journal
+    kinds = all(entry.kind == kind_of(entry.name) for entry in journal.files.values())
+    if not kinds or not _are_notes(journal.notes):
+        _disbelieve(work, reporter)
+    elif not journal.files:
         check_kept(work, lambda _: None)
         if found is not State.NOTHING:
             reporter.note(f"{work.root} held {found}: starting over")
-        return
+    else:
+        _check_files(work, reporter)
+
+
+def _check_files(work: Work, reporter: Reporter) -> None:
+    """Keep the files that are as they were written, and say so."""
     with reporter.stage("check", work.kept_bytes(), "bytes") as advance:
         damaged = check_kept(work, advance)
-    for name in damaged:
-        reporter.note(f"{work.root / name} is not as it was written: it is made again")
+    strange = [entry for entry in work.journal.files.values() if not is_as_said(work.root, entry)]
+    # Nothing is made from shards; what was made from other files is not known to be right.
+    if any(not entry.name.startswith("shards/") for entry in strange):
+        _disbelieve(work, reporter)
+        return
+    drop(work, [entry.name for entry in strange])
+    for name in (*damaged, *(entry.name for entry in strange)):
+        reporter.note(f"{work.root / name} {MADE_AGAIN}")
     files, size = len(work.journal.files), readable(work.kept_bytes())
     reporter.note(f"{work.root} holds an unfinished export: going on, {files} files of {size} kept")
 
 
-def kept_method(work: Work) -> Method | None:
+def _disbelieve(work: Work, reporter: Reporter) -> None:
+    reporter.note(f"{work.root / JOURNAL} {WRONG}: starting over")
+    start_over(work)
+
+
+def kept_method(work: Work, config: JobConfig) -> Method | None:
     """The method that an unfinished run chose, when it may have seen another memory."""
     kept = work.journal.notes.get(NOTE)
-    return None if kept is None else Method(**kept)
+    if kept is None or "qkv" not in config.export or config.method not in ("auto", kept["name"]):
+        return None
+    return Method(**kept)
+
+
+def _are_notes(notes: dict[str, Any]) -> bool:
+    """Whether the note of the method, if there is one, is that of one."""
+    kept = notes.get(NOTE)
+    if kept is None:
+        return True
+    if not isinstance(kept, dict) or kept.keys() != {"name", "reason"}:
+        return False
+    return kept["name"] in ("direct", "tables") and isinstance(kept["reason"], str)
 
 
 def keep_method(work: Work, method: Method | None) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from exporters.contents import window_bytes
 from exporters.errors import WeightsError
-from exporters.folder import Work, claimed, discard
+from exporters.folder import Work, claimed
+from exporters.kept import discard
 from exporters.manifest import FileEntry, Manifest, commit
 from exporters.shards import write_tensors
 from exporters.source import WindowSource
@@ -73,7 +74,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         try:
             windows = plan_windows(config, totals.tokens)
             shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
-            method = kept_method(work) or decide(
+            method = kept_method(work, config) or decide(
                 config, shape, totals.largest_id, distinct, windows.count, backend
             )
         except HOPELESS:
@@ -84,7 +85,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             config, shape, method, tokens=totals.tokens, documents=totals.documents,
             distinct=distinct, windows=windows.count,
         ).disk_bytes  # fmt: skip
-        check_space(config.out, needed - work.kept_bytes() + HEADROOM)
+        check_space(config.out, needed + HEADROOM, work.kept_bytes())
         plans = shard_tensors(config, shape)
         _say_what_differs(config, windows, window_bytes(plans), reporter)
 

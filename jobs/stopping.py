@@ -31,7 +31,8 @@ class StoppedError(QkvmillError):
 def stoppable() -> Iterator[Callable[[], None]]:
     """Yield a function, to be called at safe places, that raises StoppedError after a signal.
 
-    A second signal ends the process at once. A signal that is ignored, as nohup and shells do it
+    A second signal ends the process at once, also after the block: a process that was asked to stop
+    has nothing to do but to end. A signal that is ignored, as nohup and shells do it
     for jobs in the background, stays ignored. Outside the main thread, where Python takes no
     signals, nothing is changed.
     """
@@ -54,5 +55,5 @@ def stoppable() -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
-        for signum, handler in before.items():
+        for signum, handler in before.items() if not came else ():
             signal.signal(signum, handler)

@@ -5,9 +5,11 @@ from typing import Any
 
 from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord, sha256_of
-from exporters.folder import Work, drop, start_over
+from exporters.folder import Work
+from exporters.journal import JOURNAL
+from exporters.kept import drop, start_over
 from exporters.manifest import FileEntry
-from exporters.tokens import PART_TOKENS, TokenPart, TokenWriter
+from exporters.tokens import PART_TOKENS, TokenPart, TokenStream, TokenWriter
 from jobs.config import JobConfig
 from jobs.corpus import Corpus
 from jobs.errors import ChangedCorpusError, CorpusError
@@ -15,6 +17,8 @@ from jobs.progress import Reporter
 from jobs.tokenise import TokenTotals, tokenise, totals_of
 from jobs.tokenizer import Tokenizer
 
+RECORD = {"name": str, "bytes": int, "sha256": str, "tokens": int, "replaced_sequences": int}
+WRONG = "does not say what is there"
 NOTE = "tokens"  # in the journal, once the whole corpus is tokenised
 
 
@@ -44,13 +48,20 @@ def write_stream(
 def _go_on(
     config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
-    parts, files = _kept(work)
-    whole = work.journal.notes.get(NOTE)
-    if whole is not None and whole["parts"] == len(parts):
-        files += whole["files"]
-    # Whatever else is kept was made from all documents that were ever noted.
-    if changed := changed_file(corpus, _noted(work), reporter):
-        raise ChangedCorpusError(changed)
+    believed = _are_records(work)
+    if believed:
+        parts, files = _kept(work)
+        whole = work.journal.notes.get(NOTE)
+        if whole is not None and whole["parts"] == len(parts):
+            files += whole["files"]
+        # Whatever else is kept was made from all documents that were ever noted.
+        if changed := changed_file(corpus, _noted(work), reporter):
+            raise ChangedCorpusError(changed)
+        believed = _fits(config, corpus, work, parts, files)
+    if not believed:
+        reporter.note(f"{work.root / JOURNAL} {WRONG}: starting over")
+        start_over(work)
+        parts, files = [], []
     names = {part.file.name for part in parts}
     entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
     drop(work, [entry.name for entry in entries if entry.name not in names])
@@ -80,6 +91,67 @@ def _go_on(
         raise ChangedCorpusError(corpus.files[whole_files].path) from error
     work.journal.add_note(NOTE, {"parts": len(written), "files": files[noted:]})
     return totals, written
+
+
+def _are_records(work: Work) -> bool:
+    """Whether what the journal says of documents, whose tokens are kept or were, can be read."""
+    journal = work.journal
+    entries = [*journal.files.values(), *journal.forgotten.values()]
+    lists = [journal.details[entry.name] for entry in entries if entry.kind == "tokens"]
+    whole = journal.notes.get(NOTE)
+    if whole is not None:
+        if not isinstance(whole, dict) or whole.keys() != {"parts", "files"}:
+            return False
+        if type(whole["parts"]) is not int:
+            return False
+        lists.append(whole["files"])
+    if not all(isinstance(files, list) for files in lists):
+        return False
+    entries = [entry for entry in entries if entry.kind == "tokens"]
+    tokens = 0
+    for entry in sorted(entries, key=lambda entry: (len(entry.name), entry.name)):
+        if entry.first != tokens:
+            return False
+        tokens += entry.count
+    return all(
+        isinstance(file, dict)
+        and file.keys() == RECORD.keys()
+        and all(type(file[name]) is kind for name, kind in RECORD.items())
+        for files in lists
+        for file in files
+    )
+
+
+def _fits(
+    config: JobConfig,
+    corpus: Corpus,
+    work: Work,
+    parts: list[TokenPart],
+    files: list[dict[str, Any]],
+) -> bool:
+    """Whether what the journal says of documents fits the corpus and the parts that are kept.
+
+    Args:
+        files: records of the documents that the parts hold to their end.
+    """
+    noted = _noted(work)
+    if len(noted) > len(corpus.files) or any(
+        (record["name"], record["bytes"]) != (file.name, file.bytes)
+        for record, file in zip(noted, corpus.files, strict=False)
+    ):
+        return False
+    stream = TokenStream(work.root, parts)
+    separator = 1 if config.separator == "eot" else 0
+    starts, end = [0], 0
+    for file in files:
+        end = starts[-1] + file["tokens"]
+        starts.append(end + separator)
+    if len(files) == len(corpus.files):
+        starts.pop()
+        if end != stream.tokens:
+            return False
+    begun = [start for start in starts if start < stream.tokens]
+    return end <= stream.tokens and stream.document_starts() == begun
 
 
 def changed_file(corpus: Corpus, files: list[dict[str, Any]], reporter: Reporter) -> Path | None:

@@ -12,6 +12,7 @@ QkvmillError
 │   └── ChangedCorpusError        a document that has changed since its tokens were written
 ├── TokenizerError    jobs        a vocabulary that is missing, damaged or another
 ├── DisagreementError jobs        results of a bench that differ
+├── OutputError       jobs        standard output that cannot be written
 └── StoppedError      jobs        a signal that asked a job to stop (exit status 130 or 143)
 """
 

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -7,19 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from exporters import disk
 from exporters.errors import ExportError
 from exporters.files import whole_file
-from exporters.folder import (
-    Work,
-    check_kept,
-    claim,
-    claimed,
-    discard,
-    release,
-    start_over,
-    tidy,
-)
+from exporters.folder import Work, claim, claimed, release, tidy
 from exporters.journal import start_journal
+from exporters.kept import check_kept, discard, start_over
 from exporters.manifest import FileEntry
 from exporters.space import check_space, readable
 from exporters.state import State, check_claim
@@ -172,6 +167,117 @@ def test_folders_that_a_failed_job_made_or_emptied_go_and_others_stay(
     assert os.listdir(tmp_path / "mine/out") == ["notes.md"]
 
 
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("place", ["out", "out/.work"])
+def test_a_folder_that_was_moved_is_no_more_written_to_and_the_next_jobs_is_left_alone(
+    tmp_path: Path, place: str, done: bool
+) -> None:
+    out = tmp_path / "out"
+    later: list[Work] = []
+
+    def move() -> None:
+        with claimed(out, JOB, overwrite=False) as work:
+            if done:
+                finish(work, "weights.safetensors")
+            (tmp_path / place).rename(tmp_path / "old")
+            if place != "out" and done:
+                (out / "weights.safetensors").unlink()
+            # By another name, since a process knows its folders by theirs.
+            out.mkdir(exist_ok=True)
+            (tmp_path / "link").symlink_to(out)
+            later.append(claim(tmp_path / "link", JOB, overwrite=False))
+            finish(later[0], "shards/b.safetensors")
+            finish(work, "shards/a.safetensors")
+
+    with pytest.raises(ExportError, match=f"--out {out} was moved, removed or replaced while"):
+        move()
+    assert kept_after(later[0]) == ["shards/b.safetensors"]
+    assert sorted(os.listdir(out)) == [".work", "shards"]
+
+
+def test_nothing_is_made_where_a_folder_was_moved_away(tmp_path: Path) -> None:
+    def move() -> None:
+        with claimed(tmp_path / "out", JOB, overwrite=False) as work:
+            (tmp_path / "out").rename(tmp_path / "old")
+            finish(work, "shards/a.safetensors")
+
+    with pytest.raises(ExportError, match="was moved, removed or replaced while the job ran"):
+        move()
+    assert os.listdir(tmp_path) == ["old"]
+    assert os.listdir(tmp_path / "old") == [".work"]
+    release(claim(tmp_path / "out", JOB, overwrite=False))
+
+
+@pytest.mark.parametrize("limit", [0, 60, 200])
+def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(ExportError, match="could not be written: File too large"):
+            claim(tmp_path / "deep/out", {"long": "x" * 999}, overwrite=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("at", ["make_folder", "create"])
+def test_what_another_job_removes_while_a_folder_is_claimed_is_said_to_be_its(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raced(path: Path) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(disk, at, raced)
+    with pytest.raises(ExportError, match="is being claimed or given back by another job"):
+        claim(tmp_path, JOB, overwrite=False)
+
+
+def test_a_work_folder_that_another_job_removed_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raced(path: Path) -> None:
+        path.rmdir()
+        path.rmdir()
+
+    work = claim(tmp_path, JOB, overwrite=False)
+    monkeypatch.setattr(disk, "remove_folder", raced)
+    release(work)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    finish(work, "shards/a.safetensors")
+
+    def refuse(path: Path) -> Iterator[bytes]:
+        raise OSError(number, os.strerror(number), str(path))
+        yield b""
+
+    with monkeypatch.context() as patched:
+        patched.setattr("exporters.kept.blocks", refuse)
+        with pytest.raises(ExportError, match=r"a\.safetensors could not be read: .* is kept"):
+            check_kept(work, lambda _: None)
+    assert kept_after(work) == ["shards/a.safetensors"]
+
+
+def test_a_folder_that_cannot_be_listed_is_said_to_be_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    (tmp_path / "shards").mkdir()
+
+    def refuse(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", refuse)
+        with pytest.raises(ExportError, match="shards could not be read: Permission denied"):
+            check_kept(work, lambda _: None)
+
+
 def test_starting_over_forgets_what_is_done_on_disk_too(tmp_path: Path) -> None:
     work = claim(tmp_path, JOB, overwrite=False)
     finish(work, "shards/a.safetensors")
@@ -257,7 +363,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ExportError, match="holds something else"):
+    with pytest.raises(ExportError, match=r"holds something else|holds what may be the remains"):
         claim(tmp_path, JOB, overwrite=overwrite)
     assert (tmp_path / name).read_text() == "{}"
 
@@ -322,7 +428,10 @@ def test_space_is_checked_where_the_folder_will_be(
     check_space(tmp_path / "not/yet/there", 999)
     with pytest.raises(ExportError, match=r"needs 1\.0 kB.* has 999 bytes free"):
         check_space(tmp_path / "not/yet/there", 1000)
-    assert asked == [tmp_path, tmp_path]
+    check_space(tmp_path, 2998, 1999)
+    with pytest.raises(ExportError, match=r"needs 1\.0 kB.*; what is finished is kept, 2\.0 kB"):
+        check_space(tmp_path, 2999, 1999)
+    assert set(asked) == {tmp_path}
 
 
 def test_bytes_that_stand_there_already_are_counted(export: Path) -> None:

@@ -32,3 +32,14 @@ def test_a_fifo_or_a_circle_of_links_is_no_manifest(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "manifest.json")
     with pytest.raises(ExportError, match="holds something else"):
         check_claim(tmp_path, overwrite=True)
+
+
+def test_what_may_be_the_remains_of_an_export_is_called_so_and_left_alone(export: Path) -> None:
+    (export / "manifest.json").rename(export / "manifest.json.part")
+    for _ in range(2):
+        with pytest.raises(ExportError, match=r"may be the remains .* gone \(SHA256SUMS, .*delete"):
+            check_claim(export, overwrite=True)
+        (export / "manifest.json.part").unlink(missing_ok=True)
+    (export / "notes.md").touch()
+    with pytest.raises(ExportError, match="holds something else"):
+        check_claim(export, overwrite=True)

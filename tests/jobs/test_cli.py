@@ -601,6 +601,57 @@ def test_closed_streams_stop_no_job(tmp_path: Path, closing: str) -> None:
     succeed("verify", tmp_path / "out")
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&1 >/dev/null | true"])
+def test_progress_that_cannot_be_written_stops_no_job(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    done = shell(f"{{ {RUN}; echo $? >status; }} {where}", tmp_path)
+    assert done.stderr == b""
+    assert (tmp_path / "status").read_text() == "0\n"
+    succeed("verify", tmp_path / "out", "--quiet")
+
+
+@FULL
+@pytest.mark.parametrize(
+    ("where", "reason"), [("| true", "Broken pipe"), (">/dev/full", "No space left on device")]
+)
+def test_a_summary_that_cannot_be_written_is_an_error_of_a_finished_export(
+    tmp_path: Path, where: str, reason: str
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    # The reader is gone before there is anything to read.
+    done = shell(f"{{ {RUN}; echo $? >status; }} {where}", tmp_path)
+    assert_one_line(
+        done.stderr.decode(),
+        f"standard output could not be written: {reason}; the export at out is finished",
+    )
+    assert (tmp_path / "status").read_text() == "1\n"
+    succeed("verify", tmp_path / "out", "--quiet")
+
+
+@FULL
+def test_readers_that_are_gone_end_what_only_shows_quietly_as_a_pipe_ends_other_tools(
+    export: Path, tmp_path: Path
+) -> None:
+    jobs = '"$PY" -m jobs'
+    # The first command of a pipe writes only once the second is gone.
+    line = "; ".join(
+        f"{{ sleep 0.1; {jobs} {command}; echo $? >>status; }} | true"
+        for command in (f"inspect {export}", "--help")
+    )
+    done = shell(line, tmp_path)
+    assert done.stderr == b""
+    assert (tmp_path / "status").read_text() == "141\n141\n"
+    full = shell(f"{jobs} inspect {export} --json >/dev/full", tmp_path)
+    assert full.returncode == 1
+    assert full.stderr == (
+        b"Error: standard output could not be written: No space left on device\n"
+    )
+
+
 def test_a_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(NOTEBOOK.read_bytes())
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
@@ -638,6 +689,16 @@ def test_foreign_packages_of_our_names_are_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert_one_line(done.stderr, f"the package 'kernels' at {place} hides qkvmill's own")
+
+
+@pytest.mark.parametrize("files", [5, 6])
+def test_too_few_open_files_are_one_line_or_enough(tmp_path: Path, files: int) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    done = shell(f"ulimit -n {files}; {RUN} --quiet", tmp_path)
+    if done.returncode:
+        assert_one_line(done.stderr.decode(), "oo many open files")
+        succeed("run", tmp_path / "a.txt", "--out", tmp_path / "out", *SMALL)
+    succeed("verify", tmp_path / "out")
 
 
 def test_a_thread_that_the_system_does_not_give_is_one_line(

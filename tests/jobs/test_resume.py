@@ -1,5 +1,6 @@
 """A run that is given again: what it goes on with, what it refuses, and what it leaves alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from exporters import journal
 from exporters.errors import ExportError
+from exporters.journal import JOURNAL
 from exporters.layerfile import save_layer
 from jobs import stream, tokenise, tokenizer
 from jobs.compute import write_shards
@@ -306,7 +309,8 @@ def test_the_stream_goes_on_after_any_part(
             patched.setattr(stream, "token_entry", some)
             assert qkvmill(*command, "--out", out).status == 1
         assert out.exists() == (last > 0)
-        succeed(*command, "--out", out)
+        again = succeed(*command, "--out", out)
+        assert "starting over" not in again.stderr
         assert sums(out) == sums(tmp_path / "new")
 
 
@@ -402,6 +406,120 @@ def test_a_run_that_was_stopped_after_its_commit_is_checked_as_any_finished_one(
     assert not (out / ".work").exists()
     succeed("run", corpus, "--out", out, *JOB, "--overwrite")
     succeed("verify", out)
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "linked"])
+def test_a_finished_shard_that_changes_meanwhile_is_not_committed(
+    tmp_path: Path, corpus: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB)
+
+    def spoiled(*arguments: Any) -> object:
+        entries = write_shards(*arguments)
+        path = out / entries[1].name
+        data = path.read_bytes()
+        path.unlink()
+        if change == "cut":
+            path.write_bytes(data[:-1])
+        elif change == "linked":
+            (tmp_path / "shard").write_bytes(data)
+            path.symlink_to(tmp_path / "shard")
+        return entries
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.run.write_shards", spoiled)
+        result = qkvmill(*command, "--out", out)
+    assert result.status == 1
+    assert "was removed or changed after it was written; give the same command" in result.stderr
+    assert not (out / "manifest.json").exists()
+    succeed(*command, "--out", out)
+    succeed(*command, "--out", tmp_path / "new")
+    assert sums(out) == sums(tmp_path / "new")
+    succeed("verify", out)
+
+
+def test_a_manifest_beside_files_that_are_not_there_takes_nothing_of_an_unfinished_export(
+    tmp_path: Path, corpus: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB)
+    unfinished(out, *command)
+    succeed(*command, "--out", tmp_path / "new")
+    shutil.copy(tmp_path / "new/manifest.json", out)
+    result = qkvmill(*command, "--out", out)
+    assert (result.status, "is missing or not whole" in result.stderr) == (1, True)
+    (out / "manifest.json").unlink()
+    assert "going on" in succeed(*command, "--out", out).stderr
+    assert sums(out) == sums(tmp_path / "new")
+
+
+Line = dict[str, Any]
+
+
+def of(kind: str, /, **change: Any) -> Callable[[Line], object]:
+    """Changes the entries of a kind in a journal."""
+    return lambda line: (
+        line["file"].update(change) if line.get("file", {}).get("kind") == kind else None
+    )
+
+
+def details(value: Any) -> Callable[[Line], object]:
+    return lambda line: line.update(details=value) if line.get("details") else None
+
+
+def record(**change: Any) -> Callable[[Line], object]:
+    """Changes a document's record in the details of tokens."""
+    return lambda line: line["details"][0].update(change) if line.get("details") else None
+
+
+def note(name: str, value: Any) -> Callable[[Line], object]:
+    return lambda line: line.update(value=value) if line.get("note") == name else None
+
+
+WRONG_LINES: list[Callable[[Line], object]] = [
+    details(None), details([]), details([1]), details([{}]), details({"a": 1}),
+    record(name="b.txt"), record(tokens=1), record(tokens="1"), record(bytes=3),
+    record(sha256=None),
+    of("tokens", tensors={}), of("tokens", kind="windows"), of("tokens", count=1),
+    of("tokens", first=7), of("tokens", name="tokens/other.safetensors"),
+    of("windows", name=5), of("windows", count=1), of("windows", first=2),
+    of("windows", kind="tokens"), of("windows", tensors={}), of("windows", bytes=0),
+    of("weights", kind="tokens"), of("weights", kind="x"), of("weights", first=1),
+    of("tables", count=3), of("tables", tensors={}),
+    note("method", {}), note("method", [1]), note("method", {"name": "x", "reason": ""}),
+    note("tokens", {}), note("tokens", [1]), note("tokens", {"parts": 1, "files": None}),
+    note("tokens", {"parts": "1", "files": []}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", WRONG_LINES)
+def test_a_journal_whose_lines_are_whole_but_wrong_is_not_believed(
+    tmp_path: Path, corpus: Path, change: Callable[[Line], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PART_TOKENS", 150)
+    out = tmp_path / "out"
+    command = ("run", corpus, *JOB, "--method", "tables", "--vocab-size", "corpus")
+    unfinished(out, *command)
+    data = (out / JOURNAL).read_bytes()
+    lines = [json.loads(raw.partition(b" ")[2]) for raw in data.splitlines()]
+    for line in lines:
+        change(line)
+    (out / JOURNAL).write_bytes(b"".join(map(journal._line, lines)))
+    assert (out / JOURNAL).read_bytes() != data
+    result = succeed(*command, "--out", out)
+    assert "starting over" in result.stderr or "it is made again" in result.stderr
+    succeed(*command, "--out", tmp_path / "new")
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "new/manifest.json").read_bytes()
+    assert sums(out) == sums(tmp_path / "new")
+
+
+def test_notes_without_a_finished_file_are_checked_too(tmp_path: Path, corpus: Path) -> None:
+    out = tmp_path / "out"
+    unfinished(out, "run", corpus, *JOB)
+    first = (out / JOURNAL).read_bytes().splitlines(keepends=True)[0]
+    (out / JOURNAL).write_bytes(first + journal._line({"note": "tokens", "value": {}}))
+    assert "starting over" in succeed("run", corpus, *JOB, "--out", out).stderr
 
 
 def test_a_finished_export_beside_an_unreadable_journal_is_finished(

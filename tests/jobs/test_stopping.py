@@ -18,15 +18,28 @@ def ignored() -> Iterator[signal.Signals]:
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(signum: int) -> None:
+def test_handlers_are_put_back_unless_a_signal_asked_to_stop(
+    signum: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = signal.getsignal(signum)
     with stoppable() as check:
         check()
-        os.kill(os.getpid(), signum)
-        with pytest.raises(StoppedError) as stopped:
-            check()
-    assert stopped.value.status == 128 + signum
     assert signal.getsignal(signum) is before
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    others = {other: signal.getsignal(other) for other in SIGNALS}
+    try:
+        with stoppable() as check:
+            os.kill(os.getpid(), signum)
+            with pytest.raises(StoppedError) as stopped:
+                check()
+        assert stopped.value.status == 128 + signum
+        assert ended == []
+        os.kill(os.getpid(), signum)
+        assert ended == [128 + signum]
+    finally:
+        for other, handler in others.items():
+            signal.signal(other, handler)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(ignored: signal.Signals) -> None:
@@ -50,3 +63,24 @@ def test_the_program_leaves_interrupts_ignored_where_they_are() -> None:
         done = subprocess.run(run_python(code), cwd=ROOT, capture_output=True, check=False)
         signal.signal(signal.SIGINT, before)
         assert (done.returncode == 0) == ends_well, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        pytest.param("return 3", 3, id="as-the-interpreter-ends"),
+        pytest.param("interrupt()", 130, id="where-nothing-takes-it"),
+    ],
+)
+def test_interrupts_while_the_program_ends_are_no_traceback(command: str, status: int) -> None:
+    code = (
+        "import atexit, os, signal, sys, types\n"
+        "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"def main():\n    {command}\n"
+        "sys.modules['jobs.cli'] = types.SimpleNamespace(main=main)\n"
+        "atexit.register(interrupt)\n"
+        "from jobs.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run(run_python(code), cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (status, b"")
