@@ -1,0 +1,201 @@
+"""The options of the command line: types, defaults and help, and the TOML file of --config."""
+
+import os
+import reprlib
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click import Choice, argument, option
+
+from exporters.errors import ExportError
+from exporters.safefile import open_regular
+from jobs.config import D_MODEL, EXPORTS, HEADS
+from jobs.tokenizer import ENCODINGS
+from kernels.layer import DTYPES
+
+TOML_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}
+MAX_CONFIG_BYTES = 1 << 20
+
+COUNT = click.IntRange(1, 2**31 - 1)
+
+SIZE_UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with an optional unit: 512MB, 1.5GiB, 4096."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip()
+        number = text.rstrip("BbKkMmGgTtIi ")
+        unit = text[len(number) :].strip().upper()
+        try:
+            size = int(float(number) * SIZE_UNITS[unit])
+        except (KeyError, ValueError, OverflowError):
+            self.fail(f"{value!r} is not a size such as 512MB or 1GiB", param, ctx)
+        return size
+
+
+class SafePath(click.Path):
+    """A path that is not empty, which would mean the current folder, and is UTF-8.
+
+    safetensors opens no other paths; only a corpus, which it does not open, may have one.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        if "\0" in value:
+            self.fail(f"the path {value!r} holds a NUL", param, ctx)
+        if param is not None and param.name != "corpus":
+            try:
+                os.fsencode(value).decode()
+            except UnicodeDecodeError:
+                self.fail(f"the path {os.fsencode(value)!r} is not UTF-8", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take defaults from a TOML file whose keys are the long options' names."""
+    if path is None:
+        return
+    try:
+        with open_regular(path) as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        values = tomllib.loads(text.decode())
+    except ExportError as error:
+        raise click.UsageError(f"--config {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise click.UsageError(f"--config {path} could not be read: {reason}") from error
+    known = {parameter.name: parameter for parameter in ctx.command.params}
+    defaults = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        parameter = known.get(name)
+        if parameter is None or parameter.name == "config":
+            raise click.UsageError(f"--config {path}: {key!r} is not an option of {ctx.info_name}")
+        repeatable = parameter.multiple or parameter.nargs == -1
+        if isinstance(value, list) != repeatable:
+            kind = "a list" if repeatable else "one value, not a list"
+            raise click.UsageError(f"--config {path}: {key!r} takes {kind}")
+        for item in value if repeatable else [value]:
+            if type(item) not in _toml_types(parameter):
+                kinds = " or ".join(TOML_NAMES[kind] for kind in _toml_types(parameter))
+                raise click.UsageError(
+                    f"--config {path}: {key!r} takes {kinds}, not {reprlib.repr(item)}"
+                )
+        defaults[name] = value
+    ctx.default_map = defaults
+
+
+def _toml_types(parameter: click.Parameter) -> tuple[type, ...]:
+    """The types of TOML values that an option takes."""
+    if getattr(parameter, "is_flag", False):
+        return (bool,)
+    if isinstance(parameter.type, click.types.IntParamType):
+        return (int,)
+    if isinstance(parameter.type, Size) or parameter.name == "vocab_size":
+        return (str, int)
+    return (str,)
+
+
+device_option = option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="auto",
+                       show_default=True, help="Where to compute.")  # fmt: skip
+
+
+def job_options(command: Callable[..., None], *, needed: bool = True) -> Callable[..., None]:
+    """The options that `run` and `plan` share, in the order in which help shows them.
+
+    `needed` says that there is no job without a corpus and a place for the export.
+    """
+    path = SafePath(path_type=Path)
+    options = [
+        argument("corpus", nargs=-1, required=needed, type=path),
+        option("--out", required=needed, type=path, help="Folder of the export."),
+        option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
+                     help="TOML file with any of these options by name; flags win over it."),
+        option("--tokenizer", show_default="the folder that --weights names, else cl100k_base",
+                     help=f"One of {', '.join(ENCODINGS)}; or the folder of a model or its "
+                     "tokenizer.json."),
+        option("--separator", type=Choice(["eot", "none"]), default="eot", show_default=True,
+                     help="What stands between documents: the end-of-text token or nothing."),
+        option("--text-errors", type=Choice(["strict", "replace"]), default="strict",
+                     show_default=True,
+                     help="Bytes that are not UTF-8: stop, or put U+FFFD and count them."),
+        option("--context-length", type=int, default=1024, show_default=True,
+                     help="Tokens in a window, T."),
+        option("--sampling", type=Choice(["sequential", "random"]), default="sequential",
+                     show_default=True, help="Windows in order, or drawn with torch.randint."),
+        option("--stride", type=int, show_default="the context length",
+                     help="Tokens from one sequential window to the next."),
+        option("--batch-size", type=int, default=8, show_default=True,
+                     help="Windows in a batch; a shard holds whole batches."),
+        option("--batches", type=int, show_default="all, or 1 with random sampling",
+                     help="Batches to export."),
+        option("--seed", type=int, default=0, show_default=True,
+                     help="Seed of the layer's parameters and of random sampling."),
+        option("--weights", type=path,
+                     help="The layer of a model's folder (config.json and safetensors), or of one "
+                     ".safetensors file, instead of the seed's."),
+        option("--d-model", type=int, show_default=f"{D_MODEL}, or as in --weights",
+                     help="Model width, d."),
+        option("--heads", type=int, show_default=f"{HEADS}, or as in --weights",
+                     help="Query heads, H."),
+        option("--kv-heads", type=int, show_default="the heads, or as in --weights",
+                     help="Key/value heads, Hk."),
+        option("--positions", type=Choice(["sinusoidal", "learned", "rope", "none"]),
+                     show_default="sinusoidal, or as in --weights",
+                     help="Positions: a table that is added to the embedding, or rope, by which q "
+                     "and k turn."),
+        option("--pre-rope", is_flag=True,
+                     help="Export q and k as they are before they turn by rotary positions."),
+        option("--vocab-size", metavar="[encoding|corpus|N]", show_default="encoding",
+                     help="Rows of the embedding that the seed makes; corpus: largest id + 1."),
+        option("--export", multiple=True, type=Choice(EXPORTS), default=("tokens", "qkv"),
+                     show_default=True,
+                     help="What shards hold (repeatable): tokens (input, target and document ids), "
+                     "features (x and y), qkv (q, k and v)."),
+        option("--artifact", type=Choice(["full", "compact"]), default="full", show_default=True,
+                     help="full: every window, in shards. compact: the token stream and the tables "
+                     "that q, k and v are made from; expand makes it full."),
+        option("--method", type=Choice(["auto", "direct", "tables"]), default="auto",
+                     show_default=True,
+                     help="How q, k and v are computed: token by token, or from tables of the "
+                     "projected vocabulary and positions. auto: tables where they pay."),
+        option("--save-weights/--no-save-weights", default=True, show_default=True,
+                     help="Store the layer beside the export; without, its hash and source."),
+        option("--dtype", type=Choice(list(DTYPES)), default="float32", show_default=True,
+                     help="Of the layer and of the features, q, k and v."),
+        option("--layout", type=Choice(["bhtd", "bthd"]), default="bhtd", show_default=True,
+                     help="q, k and v as [W, H, T, Dh] or as [W, T, H, Dh]."),
+        device_option,
+        option("--tf32", is_flag=True,
+                     help="On a GPU and by --method direct, float32 products on TF32 tensor cores: "
+                     "faster, less exact."),
+        option("--shard-size", type=Size(), default="512MB", show_default=True,
+                     help="Most bytes of tensors in one shard."),
+        option("--overwrite", is_flag=True,
+                     help="Replace a finished export at --out, or an unfinished one of another "
+                     "job."),
+    ]  # fmt: skip
+    for add in reversed(options):
+        command = add(command)
+    return command
+
+
+def output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--quiet and --json."""
+    command = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    return option("--quiet", is_flag=True, help="Print nothing but errors and --json.")(command)
