@@ -11,7 +11,9 @@ import json
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -256,17 +258,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     arguments = parser.parse_args()
-    for case in cases():
-        resources = compile_case(case)
-        if arguments.json:
-            print(json.dumps({**asdict(case), **asdict(resources)}), flush=True)
-            continue
-        tile = f"{case.tile.block_m}x{case.tile.block_n}x{case.tile.block_k}"
-        values = " ".join(f"{name} {value}" for name, value in asdict(resources).items())
-        kind = f"{case.dtype} {case.precision} {case.norm} d{case.d} Hk{case.kv_heads}"
-        turning = f" R{case.rotary}{'i' if case.interleaved else ''} x{case.together}"
-        name = f"sm_{case.target} {case.kernel} {kind} {tile}{turning}{' T1' if case.ones else ''}"
-        print(f"{name:58} {values}", flush=True)
+    found = cases()
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        compiled = zip(found, pool.map(compile_case, found, chunksize=8), strict=True)
+        for case, resources in compiled:
+            show(case, resources, as_json=arguments.json)
+
+
+def show(case: Case, resources: Resources, *, as_json: bool) -> None:
+    """Print one case on a line."""
+    if as_json:
+        print(json.dumps({**asdict(case), **asdict(resources)}), flush=True)
+        return
+    tile = f"{case.tile.block_m}x{case.tile.block_n}x{case.tile.block_k}"
+    values = " ".join(f"{name} {value}" for name, value in asdict(resources).items())
+    kind = f"{case.dtype} {case.precision} {case.norm} d{case.d} Hk{case.kv_heads}"
+    turning = f" R{case.rotary}{'i' if case.interleaved else ''} x{case.together}"
+    name = f"sm_{case.target} {case.kernel} {kind} {tile}{turning}{' T1' if case.ones else ''}"
+    print(f"{name:58} {values}", flush=True)
 
 
 if __name__ == "__main__":
