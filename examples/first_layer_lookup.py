@@ -3,7 +3,8 @@
     qkvmill run CORPUS --weights MODEL --out COMPACT --artifact compact
     python examples/first_layer_lookup.py MODEL COMPACT
 
-MODEL is the folder of a gpt2 or llama model. Tables hold the tokens of CORPUS, and no others.
+MODEL is the folder of a gpt2, llama, mistral or qwen2 model. Tables hold the tokens of CORPUS, and
+no others. Needs transformers.
 """
 
 import sys
@@ -30,7 +31,14 @@ class Looked(nn.Module):
 
 
 def look_up(model: nn.Module, export: Export) -> None:
-    """Replace the first layer's projections of q, k and v by the tables of a compact export."""
+    """Replace the first layer's projections of q, k and v by the tables of a compact export.
+
+    Raises:
+        ValueError: if the model's projections stand elsewhere, or are normalised after.
+    """
+    kind = model.config.model_type  # type: ignore[union-attr]
+    if kind not in ("gpt2", "llama", "mistral", "qwen2"):
+        raise ValueError(f"gpt2, llama, mistral and qwen2 are known here, but not {kind}")
     tables = replace(export.tables(), rotary=None)  # the model turns q and k itself
     found: dict[str, Tensor] = {}
 
@@ -59,7 +67,10 @@ if __name__ == "__main__":
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     with torch.no_grad():
         multiplied = model(ids).logits
-        look_up(model, windows)
+        try:
+            look_up(model, windows)
+        except ValueError as error:
+            sys.exit(str(error))
         looked_up = model(ids).logits
     print(f"logits {list(looked_up.shape)}, largest {float(multiplied.abs().max()):.3g}")
     print(f"largest difference by lookup {float((multiplied - looked_up).abs().max()):.3g}")

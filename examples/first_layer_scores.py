@@ -3,8 +3,7 @@
     qkvmill run CORPUS --weights MODEL --out OUT
     python examples/first_layer_scores.py MODEL OUT
 
-For models whose scores are q k^T / sqrt(Dh) and causal, without caps: gpt2, gpt_neox, llama,
-mistral, olmo2, phi, phi3, qwen2 and qwen3.
+For families whose attention is causal and caps no scores; needs transformers.
 """
 
 import sys
@@ -14,20 +13,23 @@ from transformers import AutoModelForCausalLM
 
 from exporters.reading import open_export
 
-PLAIN = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3")
+OTHERS = {"bert": "is not causal", "distilbert": "is not causal", "gemma2": "caps its scores",
+          "roberta": "is not causal"}  # fmt: skip
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
 export = open_export(sys.argv[2])
-family = export.manifest.layer["family"] if export.manifest.layer else None
-if family not in PLAIN:
-    sys.exit(f"{sys.argv[2]} was made with {family}, whose attention is not known here")
+layer = export.manifest.layer
+if layer is None or layer["family"] is None:
+    sys.exit(f"{sys.argv[2]} was not made with a model's folder")
+if layer["family"] in OTHERS:
+    sys.exit(f"the attention of {layer['family']} {OTHERS[layer['family']]}")
 window = export[0]
 q, k = window["q"], window["k"]  # [H, T, Dh] and [Hk, T, Dh]
 if export.manifest.job["layout"] == "bthd":
     q, k = q.transpose(0, 1), k.transpose(0, 1)
 k = k.repeat_interleave(len(q) // len(k), 0)  # query heads that share a key head stand together
-scores = (q @ k.transpose(1, 2)).float() / q.shape[-1] ** 0.5
+scores = (q @ k.transpose(1, 2)).float() * layer["attention_scale"]
 later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
 ours = scores.masked_fill(later, -torch.inf).softmax(-1)  # [H, T, T]
 

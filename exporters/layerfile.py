@@ -95,6 +95,12 @@ def load_layer(
                 "convert it with safetensors.torch.save_file and give that file"
             ) from error
         raise WeightsError(f"--weights {error}; give one .safetensors file") from error
+    except WeightsError as error:
+        if (path.parent / "config.json").exists():
+            raise WeightsError(
+                f"{error}; for the model in {path.parent}, give that folder"
+            ) from error
+        raise
     except SafetensorError as error:
         raise WeightsError(f"--weights {path} could not be opened: {error}") from error
     except OSError as error:

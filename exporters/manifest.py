@@ -282,6 +282,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "positions": _one_of("sinusoidal", "learned", "rope", "none"),
         "dtype": _one_of(*DTYPES),
         **dict.fromkeys(("eps", "norm_offset", "embedding_scale"), _is_number),
+        "attention_scale": _or_none(_is_number),
         "qk_norm": _one_of("none", "head", "all"),
         "rotary_dims": _is_count,
         "rotary_interleaved": lambda value: isinstance(value, bool),

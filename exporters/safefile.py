@@ -15,6 +15,7 @@ from exporters.errors import ExportError
 
 MAX_HEADER_BYTES = 25 << 20  # the library takes 100 MB, at 10 s and over 1 GiB of memory
 MAX_DIMENSIONS = 64
+LFS_START = b"version https://git-lfs"
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -97,6 +98,11 @@ def read_header(path: Path) -> Header:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
+        if start + file.read(len(LFS_START) - 8) == LFS_START:
+            raise ExportError(
+                f"{path} only stands for a file of git-lfs; fetch it with git lfs pull"
+            )
+        file.seek(8)
         if len(start) < 8:
             raise ExportError(f"{path} is not a safetensors file: it has {len(start)} bytes")
         length = struct.unpack("<Q", start)[0]

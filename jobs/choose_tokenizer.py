@@ -41,9 +41,12 @@ def resolve(config: JobConfig) -> str | Path:
     if config.weights is None or not os.path.isdir(config.weights):
         return DEFAULT
     if not os.path.lexists(config.weights / FILE):
-        raise TokenizerError(
-            f"--weights {config.weights} holds no {FILE}; give --tokenizer, that of the model"
-        )
+        hint = "give --tokenizer, that of the model"
+        if os.path.lexists(config.weights / "manifest.json"):
+            hint = f"it is an export: give its layer, {config.weights / 'weights.safetensors'}"
+        elif os.path.isdir(config.weights / "snapshots"):
+            hint = "it is a folder of a cache: give the one in its snapshots"
+        raise TokenizerError(f"--weights {config.weights} holds no {FILE}; {hint}")
     return config.weights
 
 
@@ -64,7 +67,8 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
     near = get_close_matches(str(place), ENCODINGS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(ENCODINGS)}"
     raise ConfigError(
-        f"--tokenizer {str(place)!r} is not known, nor is it a model's folder or a {FILE}; {hint}"
+        f"--tokenizer {str(place)!r} is not known, nor is it a model's folder or a {FILE} on this "
+        f"machine; {hint}"
     )
 
 

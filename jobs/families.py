@@ -54,7 +54,9 @@ class Family:
     projections: tuple[str, ...]  # of q, k and v, or of all at once
     fused: Fused = "none"
     biases: bool | str
-    q_scaled: bool = False  # q * Dh^-0.5 before the attention function
+    q_scaled: bool = False  # q * Dh^-0.5 before the attention function, which then scales no more
+    scale: str | None = None  # key of s where scores are scaled by s^-0.5 instead of Dh^-0.5
+    scales: bool | str = True  # whether scores are scaled at all
     norm: Norm
     norm_name: str = ""
     norm_biased: bool = False
@@ -82,6 +84,7 @@ class Family:
         names: list[object] = [keys.vocabulary, keys.d_model, keys.heads, keys.kv_heads]
         names += [keys.head_dim, keys.max_positions, self.pad_key, self.embedding_width]
         names += [self.biases, self.norm_present, self.norm_affine, self.eps]
+        names += [self.scale, self.scales]
         if self.rope is not None:
             names += [self.rope.theta, self.rope.partial, self.rope.local_theta, *self.rope.twins]
             names += ["rope_parameters", "rope_scaling", "original_max_position_embeddings"]
@@ -99,8 +102,8 @@ HARMLESS = frozenset({
     "_remove_final_layer_norm", "add_cross_attention", "attention_dropout",
     "attention_probs_dropout_prob", "attn_implementation", "attn_logit_softcapping", "attn_pdrop",
     "embd_pdrop", "logit_scale", "mlp_bias", "output_attentions", "pooler_num_attention_heads",
-    "pooler_size_per_head", "query_pre_attn_scalar",
-    "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights",
+    "pooler_size_per_head",
+    "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx",
     "sinusoidal_pos_embds", "tie_word_embeddings", "use_bidirectional_attention",
 })  # fmt: skip
 """Keys that SHAPING finds, but that act in training, within the attention function or after it."""
@@ -131,6 +134,8 @@ _GPT2 = Family(
     keys=Keys(
         d_model="n_embd", heads="n_head", kv_heads=None, head_dim=None, max_positions="n_positions"
     ),
+    scales="scale_attn_weights",
+    defaults={"scale_attn_weights": True},
     allowed=_ABSOLUTE,
 )
 
@@ -228,11 +233,12 @@ _GEMMA = replace(
 _GEMMA3 = replace(
     _GEMMA,
     qk_norm="head",
+    scale="query_pre_attn_scalar",
     rope=RopeKeys(default_theta=1_000_000.0, local_theta="rope_local_base_freq"),
     defaults={
         "attention_bias": False, "num_attention_heads": 8, "num_key_value_heads": 4,
         "head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
+        "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
     },
 )  # fmt: skip
 
@@ -270,7 +276,11 @@ FAMILIES = {
     "cohere": _COHERE,
     "distilbert": _DISTILBERT,
     "gemma": _GEMMA,
-    "gemma2": replace(_GEMMA, defaults={**_GEMMA.defaults, "num_key_value_heads": 4}),
+    "gemma2": replace(
+        _GEMMA,
+        scale="query_pre_attn_scalar",
+        defaults={**_GEMMA.defaults, "num_key_value_heads": 4, "query_pre_attn_scalar": 256},
+    ),
     "gemma3": replace(
         _GEMMA3,
         prefixes=("model.language_model.", "language_model.model.", "model.", ""),

@@ -60,6 +60,11 @@ def load_weights(config: JobConfig, model: Model | None) -> FirstLayer | None:
     """
     if config.weights is None:
         return None
+    if not os.path.lexists(config.weights):
+        raise WeightsError(
+            f"--weights {config.weights} is not there; nothing is downloaded, so give a file, or "
+            "the folder of a model on this machine"
+        )
     dtype = DTYPES[config.dtype]
     if model is not None:
         layer = load_checkpoint(config.weights, context_length=config.context_length, dtype=dtype)
@@ -101,6 +106,13 @@ def _unturned(config: JobConfig, layer: FirstLayer) -> FirstLayer:
     if layer.rotary is None:
         raise _no_rope(layer.positions)
     return replace(layer, rotary_cos=None, rotary_sin=None, positions="none")
+
+
+def _attention_scale(config: JobConfig, model: Model | None, layer: FirstLayer) -> float | None:
+    """What attention multiplies q k^T by; None for a file of weights, which does not say."""
+    if model is not None:
+        return model.attention_scale
+    return float(layer.head_dim**-0.5) if config.weights is None else None
 
 
 def _no_rope(positions: str) -> ConfigError:
@@ -146,5 +158,6 @@ def describe_layer(
         "rotary_dims": layer.rotary_dims,
         "rotary_interleaved": layer.rotary_interleaved,
         "embedding_scale": layer.embedding_scale,
+        "attention_scale": _attention_scale(config, model, layer),
         "dtype": config.dtype,
     }

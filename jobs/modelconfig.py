@@ -29,6 +29,7 @@ class Model:
     norm_affine: bool  # whether it has weights
     eps: float
     qk_norm: QkNorm
+    attention_scale: float  # what the attention function multiplies q k^T by
     positions: Literal["learned", "rope"]
     max_positions: int  # the windows it was made for
     position_offset: int  # row of the first token in the table of learned positions
@@ -127,12 +128,20 @@ def _model(config: Settings, model_type: str, family: Family, context_length: in
         norm_affine=has_norm and _says(config, family.norm_affine),
         eps=config.number(eps, 0.0, 1.0) if isinstance(eps, str) else eps,
         qk_norm=family.qk_norm,
+        attention_scale=_attention_scale(config, family, head_dim),
         positions="learned" if rope is None else "rope",
         max_positions=max_positions,
         position_offset=offset,
         rope=rope,
         notes=_notes(config, rope, max_positions, context_length),
     )
+
+
+def _attention_scale(config: Settings, family: Family, head_dim: int) -> float:
+    if family.q_scaled or not _says(config, family.scales):
+        return 1.0
+    root = head_dim if family.scale is None else config.number(family.scale, 1e-6, 1e6)
+    return float(root**-0.5)
 
 
 def _notes(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 BATCHES = (1, 16, 256, 1024)
 SCHEME = (
     "values read up to q, k and v of the first layer, after arXiv 2402.13388: a batch of n tokens "
-    "reads n*d and the weights of q, k and v once without tables, n*2*(d+e) with them"
+    "reads n*d and the weights of q, k and v once without tables, n*2*(d+e) with them; e is the "
+    "width of k"
 )
 
 

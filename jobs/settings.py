@@ -101,6 +101,8 @@ def read_json(path: Path, where: str) -> Settings:
                 f"{where} has more than {MAX_JSON_BYTES} bytes, which no model's has"
             )
         values = json.loads(raw.decode())
+    except NotADirectoryError as error:
+        raise WeightsError(f"{where} is not there, since that is a file; give a folder") from error
     except FileNotFoundError as error:
         raise WeightsError(
             f"{where} is not there; give a model's folder as it was saved"

@@ -42,7 +42,7 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
         return
     console.print(Text(f"reads: {plan['scheme']}", style="table.title"))
     table = Table(box=None)
-    for heading in ("batch", "without tables", "with them", "times fewer"):
+    for heading in ("batch", "without tables", "with them", "without / with"):
         table.add_column(heading, justify="right")
     for reads in plan["reads"]:
         counts = (f"{reads[name]:,}" for name in ("batch", "without_tables", "with_tables"))

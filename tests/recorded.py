@@ -29,8 +29,10 @@ class Recorded(Exception):  # noqa: N818
     """The first attention function was given these."""
 
 
-def record(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
-    raise Recorded(query, key, value)
+def record(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, scaling: Any = None, **__: Any
+) -> None:
+    raise Recorded(query, key, value, scaling)
 
 
 AttentionInterface.register("record", record)
@@ -80,7 +82,16 @@ def first_attention(folder: Path, dtype: torch.dtype, ids: Tensor) -> tuple[Tens
     model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="record").eval()
     with torch.no_grad(), pytest.raises(Recorded) as recorded:
         model(ids.long())
-    return recorded.value.args
+    return recorded.value.args[:3]
+
+
+def attention_scale(folder: Path) -> float:
+    """What the first attention function of the saved model is told to scale scores by."""
+    model = AutoModel.from_pretrained(folder, attn_implementation="record").eval()
+    with torch.no_grad(), pytest.raises(Recorded) as recorded:
+        model(windows().long())
+    scale = recorded.value.args[3]
+    return float(recorded.value.args[0].shape[-1] ** -0.5 if scale is None else scale)
 
 
 @cache

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from exporters.manifest import read_manifest
 from exporters.reading import open_export
@@ -29,32 +27,11 @@ def commands() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def save_small_model(folder: Path) -> None:
-    """The model's folder that the README takes for an example."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=600, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
-        num_hidden_layers=2, intermediate_size=128, max_position_embeddings=256,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    texts = [path.read_text("utf-8") for path in DATA.rglob("*.txt")]
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-
-
 def test_every_command_of_the_readme_runs_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(DATA, tmp_path / "data", ignore=shutil.ignore_patterns("vocab"))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    save_small_model(tmp_path / "models/small")
     monkeypatch.chdir(tmp_path)
     ran = 0
     for line in commands():

@@ -114,6 +114,15 @@ def test_the_lookup_says_how_close_it_is(model: Path) -> None:
     assert difference <= 1e-4 * largest
 
 
+def test_a_model_whose_projections_stand_elsewhere_is_refused(model: Path) -> None:
+    windows = open_export(export(model, "--artifact", "compact"))
+    config = AutoConfig.for_model("gpt_neox", vocab_size=9, hidden_size=8, num_attention_heads=2)
+    config.num_hidden_layers = 1
+    other: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match="not gpt_neox"):
+        example("first_layer_lookup").look_up(other, windows)
+
+
 def test_attention_from_an_export_is_the_models_own(model: Path) -> None:
     out = export(model)
     said = run_example("first_layer_scores", model, out)

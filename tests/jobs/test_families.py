@@ -16,7 +16,14 @@ from transformers import AutoConfig
 from jobs.checkpoints import load_checkpoint
 from jobs.families import FAMILIES
 from jobs.modelconfig import read_model
-from tests.recorded import VOCABULARY, T, assert_as_transformers, quiet, save_model
+from tests.recorded import (
+    VOCABULARY,
+    T,
+    assert_as_transformers,
+    attention_scale,
+    quiet,
+    save_model,
+)
 
 GQA = {"num_attention_heads": 6, "num_key_value_heads": 2}
 WIDE = {"head_dim": 16}  # beside hidden_size 48 and 4 heads
@@ -241,6 +248,7 @@ def test_the_models_shape_is_known_before_it_is_read(
     assert model.rotary_dims == (0 if layer.rotary_cos is None else 2 * layer.rotary_cos.shape[1])
     assert model.biases == (layer.q_bias is not None)
     assert (model.qk_norm == "none") == (layer.q_norm is None)
+    assert model.attention_scale == pytest.approx(attention_scale(tmp_path))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

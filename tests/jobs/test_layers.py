@@ -133,6 +133,26 @@ def test_another_family_of_equal_tensors_is_another_job(tmp_path: Path, corpus: 
     assert 'family was "llama", now "mistral"' in result.stderr
 
 
+def test_what_is_nearly_a_model_is_told_from_one(tmp_path: Path, corpus: Path) -> None:
+    model = saved(tmp_path / "model", "llama", number=2)
+    export = tmp_path / "export"
+    run(model, corpus, export)
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    cache = tmp_path / "models--a--b"
+    (cache / "snapshots").mkdir(parents=True)
+    for given, hint in (
+        (model / "model.safetensors", f"for the model in {model}, give that folder"),
+        (export, f"give its layer, {export}/weights.safetensors"),
+        (pointer, "fetch it with git lfs pull"),
+        (cache, "give the one in its snapshots"),
+        (tmp_path / "meta-llama/Llama-3", "nothing is downloaded"),
+    ):
+        result = qkvmill("run", corpus, "--out", tmp_path / "out", "--weights", given)
+        assert result.status == 1
+        assert hint in result.stderr
+
+
 def test_longer_windows_than_the_model_was_made_for_are_said_aloud(
     tmp_path: Path, corpus: Path
 ) -> None:
@@ -246,6 +266,10 @@ def cut_config(model: Path, **changes: Any) -> None:
         pytest.param(
             "llama", lambda m: (m / "tokenizer.json").unlink(), (), 1, "holds no tokenizer.json",
             id="no-tokenizer",
+        ),
+        pytest.param(
+            "llama", lambda m: (m / "model.safetensors.index.json").write_bytes(b"x"), (), 1,
+            "is not JSON", id="index",
         ),
         pytest.param(
             "llama", lambda m: cut_config(m, model_type="mamba"), (), 1, "none of bert, cohere",
