@@ -103,6 +103,11 @@ def load_layer(
         raise
     except SafetensorError as error:
         raise WeightsError(f"--weights {path} could not be opened: {error}") from error
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"--weights {path} is not there; nothing is downloaded, so give a file, or the folder "
+            "of a model on this machine"
+        ) from error
     except OSError as error:
         raise WeightsError(f"--weights {path} could not be read: {error.strerror}") from error
     _check_finite(path, tensors)

@@ -60,11 +60,6 @@ def load_weights(config: JobConfig, model: Model | None) -> FirstLayer | None:
     """
     if config.weights is None:
         return None
-    if not os.path.lexists(config.weights):
-        raise WeightsError(
-            f"--weights {config.weights} is not there; nothing is downloaded, so give a file, or "
-            "the folder of a model on this machine"
-        )
     dtype = DTYPES[config.dtype]
     if model is not None:
         layer = load_checkpoint(config.weights, context_length=config.context_length, dtype=dtype)

@@ -323,7 +323,7 @@ OPTIONS: list[Case] = [
         "inspect", full(p), "--window", 0, "--tokenizer", "gpt2"
     ], 1, "--tokenizer 'gpt2' is not the tokenizer 'cl100k_base'"),
     ("export-escape", lambda p: job(p, "--export", ESCAPE), 2, r"\x1b]0;owned"),
-    ("positions", lambda p: job(p, "--positions", "rope"), 2, "'rope'"),
+    ("positions", lambda p: job(p, "--positions", "alibi"), 2, "'alibi'"),
     ("endless-windows", lambda p: job(p, "--sampling", "random", "--batches", 10**18), 1, "disk"),
     ("bench-tokens", lambda p: ["bench", "--tokens", 2**31], 2, "'--tokens': 2147483648"),
     ("bench-width", lambda p: ["bench", "--d-model", 4], 2, "--d-model 4"),
@@ -719,7 +719,7 @@ EXPORTS: list[Case] = [
     )], 1, "beyond any vocabulary"),
     ("few-positions", lambda p: ["open", tables(
         compact(p), position_table=lambda t: t[:15].clone()
-    )], 1, "has 15 positions, but windows have 16"),
+    )], 1, "16 tokens a window, but 15 positions"),
     ("expand-full", lambda p: ["expand", full(p), "--out", p.out], 1, "is a full export already"),
     ("expand-onto-itself", lambda p: ["expand", export := compact(p), "--out", export], 1,
      "is the compact export itself"),

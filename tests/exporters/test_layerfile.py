@@ -206,7 +206,7 @@ def test_what_is_done_to_q_and_k_comes_back(
         pytest.param(lambda t: plain(t, {"norm": "batch"}), {}, "norm = 'batch'", id="norm"),
         pytest.param(lambda t: plain(t, {"colour": 1}), {}, "colour = 1", id="unknown-key"),
         pytest.param(lambda t: t, {}, "is not a regular file", id="folder"),
-        pytest.param(lambda t: t / "none", {}, "No such file", id="missing"),
+        pytest.param(lambda t: t / "none", {}, "is not there; nothing is downloaded", id="missing"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(
