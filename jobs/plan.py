@@ -82,8 +82,9 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
     full = config.artifact == "full"
     layer_bytes = shape.bytes if shape else 0
-    # A layer is rounded to a half dtype beside its float32 self, before there is any shard.
-    rounding = 0 if config.dtype == "float32" else 2 * layer_bytes
+    # A layer is rounded to a half dtype beside its float32 self, before there is any shard; only a
+    # model's is read block by block.
+    rounding = 0 if config.dtype == "float32" or model is not None else 2 * layer_bytes
     shards = -(-windows // per_shard) if full else 0
     buffers = buffer_bytes(
         plans,

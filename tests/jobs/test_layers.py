@@ -238,6 +238,19 @@ def test_other_layers_of_a_model_take_no_memory(tmp_path: Path, corpus: Path) ->
     assert int(done.stdout) * 1024 < 1 << 30
 
 
+def test_a_model_is_not_planned_to_be_held_in_float32_too(tmp_path: Path, corpus: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    held = {}
+    for dtype in ("float32", "bfloat16"):
+        plan = succeed(
+            "plan", corpus, "--out", tmp_path / "out", "--weights", model, "--context-length", T,
+            "--dtype", dtype, "--export", "features", "--device", "cpu", "--json",
+        ).json  # fmt: skip
+        held[dtype] = plan["memory_bytes"] - plan["weight_bytes"] - plan["window_bytes"]
+    # What is held beside the layer and the windows is the same tokens.
+    assert held["bfloat16"] == held["float32"]
+
+
 def cut_config(model: Path, **changes: Any) -> None:
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
