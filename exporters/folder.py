@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from exporters.safefile import open_regular
 from exporters.state import State, check_claim
 from exporters.strays import HOLDER, LOCK, WORK, remove_strays, remove_work
 from kernels.errors import QkvmillError
+
+HOLDER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -249,9 +252,15 @@ def _say_who_holds(root: Path) -> None:
 
 
 def _holder(root: Path) -> str:
-    """Who holds the lock, as it said itself."""
-    try:
-        with open_regular(root / HOLDER) as file:
-            return file.read(200).decode() or "another job"
-    except (OSError, ExportError, UnicodeDecodeError):
-        return "another job"
+    """Who holds the lock, as it said itself; who has only just taken it gets time to say so."""
+    give_up = time.monotonic() + HOLDER_SECONDS
+    while True:
+        with (
+            suppress(OSError, ExportError, UnicodeDecodeError),
+            open_regular(root / HOLDER) as file,
+        ):
+            if said := file.read(200).decode():
+                return said
+        if time.monotonic() > give_up:
+            return "another job"
+        time.sleep(0.02)

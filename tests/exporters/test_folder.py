@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from exporters.kept import check_kept, discard, start_over
 from exporters.manifest import FileEntry
 from exporters.space import check_space, readable
 from exporters.state import State, check_claim
-from exporters.strays import bytes_at
+from exporters.strays import HOLDER, bytes_at
 
 JOB = {"options": {"seed": 0, "dtype": "float32"}, "software": {"torch": "2.13.0"}}
 
@@ -63,6 +64,20 @@ def test_a_folder_that_another_job_writes_is_refused_and_the_job_is_named(tmp_pa
             claim(tmp_path, JOB, overwrite=overwrite)
     release(work)
     claim(tmp_path, JOB, overwrite=False)
+
+
+def test_a_job_that_has_only_just_taken_the_folder_is_given_time_to_say_who_it_is(
+    tmp_path: Path,
+) -> None:
+    work = claim(tmp_path, JOB, overwrite=False)
+    said = (tmp_path / HOLDER).read_bytes()
+    (tmp_path / HOLDER).write_bytes(b"")
+    later = threading.Timer(0.3, (tmp_path / HOLDER).write_bytes, (said,))
+    later.start()
+    with pytest.raises(ExportError, match=f"is being written by process {os.getpid()} on "):
+        claim(tmp_path, JOB, overwrite=False)
+    later.join()
+    release(work)
 
 
 def test_what_the_journal_names_is_kept_and_strays_go(tmp_path: Path) -> None:
