@@ -5,9 +5,11 @@ import importlib
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
+BEGAN = time.monotonic()
 INTERRUPTED = 130
 
 
@@ -34,8 +36,9 @@ def main() -> None:
                 f"Error: the package {name!r} at {place.parent} hides qkvmill's own; "
                 "install qkvmill in an environment of its own (pipx install, or make setup)"
             )
-    from jobs.cli import main as command_line
+    from jobs import cli
 
+    cli.program_began = BEGAN
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
@@ -44,7 +47,7 @@ def main() -> None:
     # What comes while the command ends, or the interpreter, is too late to interrupt anything.
     with suppress(KeyboardInterrupt):
         try:
-            status = command_line()
+            status = cli.main()
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)

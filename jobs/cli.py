@@ -36,6 +36,7 @@ from jobs.plan import plan as plan_job
 from jobs.planmodel import ModelPlan, plan_model
 from jobs.printable import printable
 from jobs.progress import Reporter
+from jobs.record import Summary
 from jobs.run import run as run_job
 from jobs.shortage import shortage
 from jobs.stopping import StoppedError, stoppable
@@ -47,6 +48,9 @@ INTERRUPTED = 130
 PIPE_CLOSED = 141
 MAX_MESSAGE = 2000  # characters; what is named in it may be of any length
 PIPE_COLUMNS = 120  # of tables that go into a pipe or a file
+
+program_began: float | None = None
+"""When the program did, by time.monotonic; None where the commands are called from another one."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,9 +66,10 @@ def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
     """Tokenize CORPUS (.txt files and folders of them), compute, and export to --out."""
     config = JobConfig(**options)
     with stoppable() as check:
-        summary = run_job(config, Reporter(quiet=quiet or as_json, check=check))
+        reporter = Reporter(quiet=quiet or as_json, check=check, began=program_began)
+        summary = run_job(config, reporter)
     with _finished(config.out):
-        _print(asdict(summary), "exported", quiet, as_json)
+        _print_summary(summary, "exported", quiet, as_json)
 
 
 @cli.command("plan", short_help="Say what run would do; write nothing.")
@@ -178,10 +183,10 @@ def expand_command(
     """Write the compact export EXPORT as a full one, as run --method tables would have."""
     check_device(device)
     with stoppable() as check:
-        reporter = Reporter(quiet=quiet or as_json, check=check)
+        reporter = Reporter(quiet=quiet or as_json, check=check, began=program_began)
         summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
     with _finished(out):
-        _print(asdict(summary), "expanded", quiet, as_json)
+        _print_summary(summary, "expanded", quiet, as_json)
 
 
 @cli.command("bench", short_help="Time our ways against torch's.")
@@ -343,11 +348,14 @@ def _finished(out: Path) -> Iterator[None]:
         raise ExportError(f"{error}; the export at {out} is finished") from error
 
 
-def _print(result: dict[str, Any], title: str, quiet: bool, as_json: bool) -> None:
+def _print_summary(summary: Summary, title: str, quiet: bool, as_json: bool) -> None:
+    record = asdict(summary)
     if as_json:
-        _print_json(result)
+        _print_json(record)
     elif not quiet:
-        show.show_pairs(_stdout(), title, result)
+        del record["seconds"], record["stages"]  # which the table shows
+        show.show_pairs(_stdout(), title, record)
+        show.show_stages(_stdout(), summary.stages)
 
 
 def _print_json(value: Any) -> None:

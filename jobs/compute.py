@@ -1,8 +1,9 @@
 """The window stage: windows are computed, written and hashed at the same time, shard by shard."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle
 from queue import SimpleQueue
@@ -10,14 +11,16 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from exporters.contents import TensorPlan
+from exporters.contents import TensorPlan, window_bytes
 from exporters.files import FileRecord
 from exporters.folder import Work
 from exporters.manifest import FileEntry
 from exporters.shards import AHEAD, DTYPE_NAMES, Shape, file_order, write_pieces, write_tensors
 from exporters.source import WindowSource, fill, separate
 from jobs.outputs import allocate, shard_name
-from jobs.progress import Advance, Reporter
+from jobs.pace import Stage
+from jobs.progress import Reporter
+from jobs.staging import Wait, staging_for
 from kernels.errors import DeviceError
 
 METADATA = ("format", "pt")
@@ -61,12 +64,19 @@ def write_shards(
             work.journal.forget(shard.name)
             reporter.note(f"{work.root / shard.name} {MADE_AGAIN}")
     missing = [shard for shard in shards if work.kept(shard.name) is None]
-    windows = sum(shard.stop - shard.first for shard in missing)
-    with reporter.stage("windows", windows, "windows") as advance:
+    with reporter.stage("windows", source.windows.count, "windows") as stage:
+        stage.skip(source.windows.count - sum(shard.stop - shard.first for shard in missing))
+        written = len(shards) - len(missing)
+
+        def on_shard() -> None:
+            nonlocal written
+            written += 1
+            stage.extra(f"{written:,} of {len(shards):,} shards")
+
         if missing and separate(source.backend, "tables" if source.tables else "direct"):
-            _stream(work, source, plans, missing, reporter, advance)
+            _stream(work, source, plans, missing, reporter, stage, on_shard)
         elif missing:
-            _compute_ahead(work, source, plans, missing, reporter, advance)
+            _compute_ahead(work, source, plans, missing, reporter, stage, on_shard)
     return [work.journal.files[shard.name] for shard in shards]
 
 
@@ -88,7 +98,8 @@ def _stream(
     plans: dict[str, TensorPlan],
     shards: list[Shard],
     reporter: Reporter,
-    advance: Advance,
+    stage: Stage,
+    on_shard: Callable[[], None],
 ) -> None:
     """Compute the tensors of a shard one by one, in pieces that go straight to its file.
 
@@ -99,7 +110,7 @@ def _stream(
     workers = min(threads, len(shards))
     order = file_order({name: plan.dtype for name, plan in plans.items()})
     size = _piece_bytes(plans)
-    length = source.windows.context_length
+    length, per_window = source.windows.context_length, window_bytes(plans)
     idle: SimpleQueue[list[Tensor]] = SimpleQueue()
     for _ in range(workers):
         idle.put([torch.empty(size, dtype=torch.uint8) for _ in range(AHEAD + 1)])
@@ -108,27 +119,32 @@ def _stream(
         """Write a shard; returns the seconds of computing and of all."""
         reporter.check()
         computing = 0.0
+        made = 0  # bytes
         buffers = idle.get()
+        count = shard.stop - shard.first
 
         def pieces() -> Iterator[Tensor]:
-            nonlocal computing
+            nonlocal computing, made
             turns = cycle(buffers)
             for name in order:
                 plan = plans[name]
                 most = min(PIECE_BYTES // plan.window_bytes, PIECE_TOKENS // length)
                 step = max(1, most)
                 for at in range(shard.first, shard.stop, step):
-                    reporter.check()
                     until = min(at + step, shard.stop)
                     began = time.monotonic()
                     data = next(turns)[: (until - at) * plan.window_bytes]
                     piece = data.view(plan.dtype).view(until - at, *plan.shape)
                     fill(source, at, until, {name: piece})
                     computing += time.monotonic() - began
+                    # A window counts once there are as many bytes: all are whole at the end only.
+                    windows = (made + piece.nbytes) // per_window - made // per_window
+                    made += piece.nbytes
+                    stage.add(tokens=windows * length, bytes=piece.nbytes)
+                    stage(windows)
                     yield piece
 
         began = time.monotonic()
-        count = shard.stop - shard.first
         declared = {name: (plan.dtype, (count, *plan.shape)) for name, plan in plans.items()}
         try:
             record = write_pieces(work.root, shard.name, declared, pieces(), METADATA)
@@ -139,13 +155,13 @@ def _stream(
 
     try:
         with ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (1,)) as pool:
-            futures = {pool.submit(write, shard): shard for shard in shards}
+            futures = [pool.submit(write, shard) for shard in shards]
             try:
                 for future in as_completed(futures):
                     computing, seconds = future.result()
                     reporter.add("compute", computing / workers)
                     reporter.add("write", (seconds - computing) / workers)
-                    advance(futures[future].stop - futures[future].first)
+                    on_shard()
             except BaseException:
                 # Shards that other threads are at are finished first: they are kept.
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -161,27 +177,39 @@ def _compute_ahead(
     plans: dict[str, TensorPlan],
     shards: list[Shard],
     reporter: Reporter,
-    advance: Advance,
+    stage: Stage,
+    on_shard: Callable[[], None],
 ) -> None:
-    """Compute whole shards, two buffers in turn: one is written while the next is computed."""
-    on_gpu = source.backend is not None and source.backend.device.type == "cuda"
-    most = max(shard.stop - shard.first for shard in shards)
-    buffers = [allocate(plans, most, pinned=on_gpu) for _ in shards[:2]]
-    step = max(1, STEP_TOKENS // source.windows.context_length)
-    halved = False
-    written: Future[float] | None = None
+    """Compute whole shards, two buffers in turn: one is written while the next is computed.
 
-    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+    The time of writing is what the job waits for it.
+    """
+    device = source.backend.device if source.backend else torch.device("cpu")
+    most = max(shard.stop - shard.first for shard in shards)
+    buffers = [allocate(plans, most, pinned=device.type == "cuda") for _ in shards[:2]]
+    length, per_window = source.windows.context_length, window_bytes(plans)
+    step = max(1, STEP_TOKENS // length)
+    halved = False
+    staging = staging_for(device)
+    written: Future[None] | None = None
+
+    def wait_for(writing: Future[None]) -> None:
+        began = time.monotonic()
+        writing.result()
+        reporter.add("write", time.monotonic() - began)
+        on_shard()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer, closing(staging):
         for shard, buffer in zip(shards, cycle(buffers), strict=False):
-            count = shard.stop - shard.first
-            tensors = {name: tensor[:count] for name, tensor in buffer.items()}
+            tensors = {name: t[: shard.stop - shard.first] for name, t in buffer.items()}
             began = time.monotonic()
             at = shard.first
             while at < shard.stop:
                 until = min(at + step, shard.stop)
                 rows = slice(at - shard.first, until - shard.first)
+                host = {name: tensor[rows] for name, tensor in tensors.items()}
                 try:
-                    fill(source, at, until, {name: t[rows] for name, t in tensors.items()})
+                    fill(source, at, until, staging.target(host))
                 except torch.OutOfMemoryError as error:
                     if step == 1:
                         raise DeviceError(
@@ -191,25 +219,29 @@ def _compute_ahead(
                     if not halved:
                         reporter.note("the GPU's memory ran out: computing fewer windows at once")
                     step, halved = step // 2, True
-                    torch.cuda.empty_cache()
+                else:
+                    arrived = staging.send(host)
+                    stage.add(tokens=(until - at) * length, bytes=(until - at) * per_window)
+                    stage(until - at)
+                    at = until
                     continue
-                advance(until - at)
-                at = until
+                # Not before the error is gone, whose traceback holds the buffers.
+                staging.close()
+                torch.cuda.empty_cache()
             reporter.add("compute", time.monotonic() - began)
             if written is not None:
-                reporter.add("write", written.result())
-            written = writer.submit(_write, work, shard, tensors)
+                wait_for(written)
+            written = writer.submit(_write, work, shard, tensors, arrived)
         if written is not None:
-            reporter.add("write", written.result())
+            wait_for(written)
 
 
-def _write(work: Work, shard: Shard, tensors: dict[str, Tensor]) -> float:
-    """Write one shard; returns how many seconds it took."""
-    began = time.monotonic()
+def _write(work: Work, shard: Shard, tensors: dict[str, Tensor], arrived: Wait) -> None:
+    """Write one shard, once all of it is there."""
+    arrived()
     record = write_tensors(work.root, shard.name, tensors, METADATA)
     count = shard.stop - shard.first
     work.journal.add_file(entry_of(record, "windows", shapes(tensors), shard.first, count))
-    return time.monotonic() - began
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:

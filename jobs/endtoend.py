@@ -8,26 +8,7 @@ from jobs.bench import BenchConfig
 from jobs.config import JobConfig
 from jobs.progress import Reporter
 from jobs.run import run
-
-STAGES = {
-    "tokenise": "text to token ids, written",
-    "layer": "parameters from the seed",
-    "build": "tables, written to .work/",
-    "windows": "shards, by the two below",
-    "compute": "q, k and v",
-    "write": "write, hash and sync",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stage of a job, or a part of the window stage that runs beside the other."""
-
-    name: str
-    what: str
-    seconds: float
-    share: float  # of the job's seconds
-    tokens_per_second: float
+from jobs.timings import Timing, slowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +19,7 @@ class EndToEnd:
     tokens: int
     bytes: int
     seconds: float
-    stages: tuple[Stage, ...]
+    stages: tuple[Timing, ...]
     held_back_by: str
 
 
@@ -62,24 +43,12 @@ def end_to_end(config: BenchConfig) -> EndToEnd:
             tf32=config.tf32,
         )
         done = run(job, reporter)
-    whole = sum(done.seconds.get(name, 0.0) for name in STAGES if name not in ("compute", "write"))
-    stages = [
-        Stage(
-            name=name,
-            what=what,
-            seconds=done.seconds[name],
-            share=done.seconds[name] / whole,
-            tokens_per_second=done.tokens / max(done.seconds[name], 1e-9),
-        )
-        for name, what in STAGES.items()
-        if name in done.seconds
-    ]
-    single = [stage for stage in stages if stage.name != "windows"]
+    stages = done.stages
     return EndToEnd(
         method=str(done.method),
         tokens=done.tokens,
         bytes=done.bytes,
-        seconds=whole,
-        stages=tuple(stages),
-        held_back_by=max(single, key=lambda stage: stage.seconds).name,
+        seconds=sum(stage.seconds for stage in stages if stage.within is None),
+        stages=stages,
+        held_back_by=slowest(stages).name,
     )

@@ -3,25 +3,22 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
 
+from jobs.pace import Stage
 from jobs.printable import printable
+from jobs.timings import Spent, Timing, timings
 
 LINE_SECONDS = 30.0
-
-Advance = Callable[[int], None]
+FRAME_SECONDS = 0.25
+BAR_WIDTH = 20
 
 
 class Reporter:
@@ -30,67 +27,113 @@ class Reporter:
     Args:
         quiet: say nothing.
         check: called often, from any thread; raises where the job is to stop.
+        began: when the job did, by time.monotonic; None for now.
     """
 
-    def __init__(self, *, quiet: bool = False, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        check: Callable[[], None] = lambda: None,
+        began: float | None = None,
+    ) -> None:
         self.quiet = quiet
         self.check = check
-        self._advancing = threading.Lock()
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
-        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic() if began is None else began
+        self._first: float | None = None  # when the first stage began
+        self._spent: dict[str, Spent] = {}  # in the order in which stages began
+        self._now: Spent | None = None  # of the stage that goes on
 
     def note(self, text: str) -> None:
         """One line that matters: a choice and its reason, something skipped or counted."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        """Time a stage and show how far it is; yields the function that advances it."""
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
+        """Time a stage and show how far it is; yields what advances it and counts.
+
+        One stage follows another; what is added within one is a part of it.
+        """
         self.check()
-        began = time.monotonic()
-        shown = self._bar if self.console.is_terminal and not self.quiet else self._lines
-        with shown(name, total, unit) as show:
-
-            def advance(amount: int) -> None:
-                self.check()
-                with self._advancing:
-                    show(amount)
-
-            yield advance
-        self.add(name, time.monotonic() - began)
+        stage = Stage(name, total, unit, self.check)
+        if self._first is None:
+            self._first = stage.began
+        self._now = spent = self._spent.setdefault(name, Spent())
+        try:
+            with self._shown(stage):
+                yield stage
+        finally:
+            self._now = None
+            spent.seconds += time.monotonic() - stage.began
+            spent.tokens += stage.tokens
+            spent.bytes += stage.bytes
 
     def add(self, name: str, seconds: float) -> None:
-        """Count time to a stage, or to a part of one that overlaps with others."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        """Count time to a part of the stage that goes on."""
+        if self._now is None:
+            raise ValueError(f"{name} is a part of no stage")
+        self._now.parts[name] = self._now.parts.get(name, 0.0) + seconds
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each stage and of each part."""
+        parts = {name: took for spent in self._spent.values() for name, took in spent.parts.items()}
+        return {name: spent.seconds for name, spent in self._spent.items()} | parts
+
+    def timings(self) -> tuple[Timing, ...]:
+        """Where the time went until now."""
+        now = time.monotonic()
+        first = now if self._first is None else self._first
+        return timings(self._spent, first - self._began, now - self._began)
 
     @contextmanager
-    def _bar(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(name, total=total)
-            yield lambda amount: progress.advance(task, amount)
+    def _shown(self, stage: Stage) -> Iterator[None]:
+        """Show a stage until it ends, and then what it came to."""
+        if self.quiet:
+            yield
+        elif self.console.is_terminal:
+            with self._bar(stage):
+                yield
+        else:
+            with _every(LINE_SECONDS, lambda: self.note(f"{stage.name}: {stage.text()}")):
+                yield
+            self.note(f"{stage.name}: {stage.last_text()}")
 
     @contextmanager
-    def _lines(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        began = said = time.monotonic()
-        done = 0
+    def _bar(self, stage: Stage) -> Iterator[None]:
+        spinner = Spinner("dots")
+        text = stage.text
 
-        def advance(amount: int) -> None:
-            nonlocal done, said
-            done += amount
-            now = time.monotonic()
-            if now - said >= LINE_SECONDS:
-                said = now
-                self.note(f"{name}: {done:,} of {total:,} {unit} after {now - began:.0f} s")
+        def frame() -> Table:
+            row = Table.grid(padding=(0, 1), expand=True)
+            for width in (1, len(stage.name), BAR_WIDTH):
+                row.add_column(width=width)
+            row.add_column(ratio=1)
+            bar = ProgressBar(stage.total, stage.reached, BAR_WIDTH, pulse=stage.total is None)
+            row.add_row(spinner, Text(stage.name), bar, Text(text()))
+            return row
 
-        yield advance
-        self.note(f"{name}: {done:,} {unit} in {time.monotonic() - began:.1f} s")
+        with Live(get_renderable=frame, console=self.console, auto_refresh=False) as live:
+            with _every(FRAME_SECONDS, live.refresh):
+                yield
+            text = stage.last_text
+
+
+@contextmanager
+def _every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Act again and again in a thread of its own, until the block ends."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(seconds):
+            with suppress(Exception):  # what cannot be shown stops no job
+                act()
+
+    thread = threading.Thread(target=go_on, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jobs.corpus import Corpus
 from jobs.fingerprint import tokenizer_record
 from jobs.parameters import Parameters
 from jobs.progress import Reporter
+from jobs.timings import Timing
 from jobs.tokenise import TokenTotals
 from jobs.tokenizer import Tokenizer
 from jobs.versions import versions
@@ -45,6 +46,7 @@ class Summary:
     method: str | None
     method_reason: str | None
     seconds: dict[str, float]
+    stages: tuple[Timing, ...]
 
 
 def summary(out: Path, manifest: Manifest, reporter: Reporter) -> Summary:
@@ -68,6 +70,7 @@ def summary(out: Path, manifest: Manifest, reporter: Reporter) -> Summary:
         method=compute.get("method"),
         method_reason=compute.get("method_reason"),
         seconds={name: round(value, 3) for name, value in reporter.seconds.items()},
+        stages=reporter.timings(),
     )
 
 
@@ -119,6 +122,7 @@ def write_run(root: Path, started: datetime, reporter: Reporter) -> None:
         "started": started.isoformat(timespec="seconds"),
         "finished": finished.isoformat(timespec="seconds"),
         "seconds": {name: round(value, 3) for name, value in reporter.seconds.items()},
+        "stages": [asdict(stage) for stage in reporter.timings()],
         "machine": platform.machine(),
         "system": platform.platform(),
         "python": platform.python_version(),

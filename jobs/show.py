@@ -1,6 +1,6 @@
 """Tables for people: of a summary, a plan, an export, one of its windows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,29 @@ from exporters.space import readable
 from jobs.bench import BenchResult
 from jobs.endtoend import EndToEnd
 from jobs.printable import printable
+from jobs.timings import IDLE, OTHER, START_UP, Timing, held_back
 from jobs.tokenizer import Tokenizer
+from jobs.units import duration
 
 EDGE_ROWS = 5  # rows and columns that are shown at each end of a long table
 EDGE_COLUMNS = 3
+
+STAGES = {
+    START_UP: "until the first stage",
+    "check corpus": "is it what it was",
+    "check": "is what is kept as it was written",
+    "check source": "is it as it was written",
+    "tokenise": "text to token ids, written",
+    "layer": "the parameters",
+    "build": "the tables, written",
+    "copy": "tokens and weights",
+    "windows": "the shards",
+    "compute": "q, k, v and the rest",
+    "write": "waiting for the disk and the hash",
+    IDLE: "threads without a shard",
+    OTHER: "between and after stages",
+}
+"""What stages and their parts do."""
 
 
 def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
@@ -221,19 +240,29 @@ def show_bench(console: Console, result: BenchResult, job: EndToEnd | None) -> N
         return
     console.print(
         f"a whole job by {job.method}: {job.tokens:,} tokens, {readable(job.bytes)}, "
-        f"{job.seconds:.2f} s; held back by {job.held_back_by}",
+        f"{job.seconds:.2f} s",
         soft_wrap=True,
     )
+    show_stages(console, job.stages)
+
+
+def show_stages(console: Console, stages: Sequence[Timing]) -> None:
+    """Where the time of a job went, and what held it back."""
     table = Table(box=None)
-    for heading in ("stage", "", "seconds", "share", "tokens/s"):
+    for heading in ("stage", "", "time", "share", "tokens/s", "MB/s"):
         table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
-    for stage in job.stages:
-        within = "  " if stage.name in ("compute", "write") else ""
-        speed = f"{stage.tokens_per_second:,.0f}"
+    for stage in stages:
+        tokens, size = stage.tokens_per_second, stage.bytes_per_second
         table.add_row(
-            within + stage.name, stage.what, f"{stage.seconds:.2f}", f"{stage.share:.0%}", speed
+            f"  {stage.name}" if stage.within else stage.name,
+            STAGES.get(stage.name, ""),
+            duration(stage.seconds, 2),
+            f"{stage.share:.1%}",
+            "" if tokens is None else f"{tokens:,.0f}",
+            "" if size is None else f"{size / 1e6:,.1f}",
         )
     console.print(table)
+    console.print(held_back(stages), soft_wrap=True)
 
 
 def _edges(length: int, edge: int) -> list[int | None]:

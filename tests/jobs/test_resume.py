@@ -345,7 +345,7 @@ def test_the_same_command_on_a_finished_export_does_nothing_and_succeeds(
     assert f"{out} holds this very export already, finished: nothing is done" in result.stderr
     assert state(out) == before
     again = succeed("run", corpus, "--out", out, *JOB, "--json").json
-    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert {**again, "seconds": 0, "stages": 0} == {**first, "seconds": 0, "stages": 0}
 
 
 def test_another_command_on_a_finished_export_is_refused_with_what_differs(
