@@ -27,7 +27,7 @@ from exporters.journal import (
 from exporters.manifest import MANIFEST, FileEntry
 from exporters.safefile import open_regular
 from exporters.state import State, check_claim
-from exporters.strays import HOLDER, LOCK, WORK, remove_strays, remove_work
+from exporters.strays import HOLDER, LOCK, SPOOL, WORK, remove_strays, remove_work
 from kernels.errors import QkvmillError
 
 HOLDER_SECONDS = 2.0
@@ -98,9 +98,9 @@ def claim(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Work:
 def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iterator[Work]:
     """Claim root for the time of the block, which commits an export there.
 
-    If the block raises a QkvmillError, what its journal names is kept for the next time. Where
-    that is nothing, all that is ours is removed again, with the folders that were made for it and
-    a folder that held nothing but an export.
+    If the block raises a QkvmillError, what its journal names is kept for the next time, and the
+    copy of standard input with it. Where that is nothing, all that is ours is removed again, with
+    the folders that were made for it and a folder that held nothing but an export.
 
     Raises:
         ExportError: as `claim`; and if root was moved, removed or replaced meanwhile, what stands
@@ -113,7 +113,7 @@ def claimed(root: Path, fingerprint: dict[str, Any], *, overwrite: bool) -> Iter
         moved = disk.lost(root)
         # What could not be written may be impossible to remove too: the first error is the one.
         with suppress(OSError, ExportError):
-            if not work.journal.files:
+            if not work.journal.files and not (root / SPOOL).is_file():
                 remove_strays(root, ())
                 _remove_work_and_unlock(root, work.lock)
                 _remove_empty(work.folders)

@@ -5,14 +5,16 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+from exporters import disk
 from exporters.errors import ExportError
 from exporters.files import blocks
 from exporters.folder import Work
 from exporters.manifest import FileEntry
 from exporters.safefile import read_header
-from exporters.strays import WEIGHTS, WORK, remove_strays
+from exporters.strays import SPOOL, WEIGHTS, WORK, remove_strays
 from exporters.tablefile import TABLES
 from exporters.windows import STARTS
 
@@ -30,7 +32,7 @@ UNREAD = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
-    """Check what the journal says is done, and remove everything else that is ours.
+    """Check what the journal says is done, and remove what else is ours but inputs.
 
     `advance` is told of bytes as they are read. Returns the names of files that are missing or not
     as they were written, which count as not done.
@@ -86,6 +88,9 @@ def discard(work: Work) -> None:
     For errors that the same command can only come to again.
     """
     work.journal.files.clear()
+    if (work.root / SPOOL).is_file():
+        with suppress(OSError, ExportError):  # the error that follows says more
+            disk.remove(work.root / SPOOL)
 
 
 def start_over(work: Work) -> None:
@@ -99,9 +104,9 @@ def start_over(work: Work) -> None:
 
 
 def _remove_strays(root: Path, finished: Collection[str]) -> None:
-    """As remove_strays, but raises ExportError only."""
+    """As remove_strays, but keeps the copy of standard input, and raises ExportError only."""
     try:
-        remove_strays(root, finished)
+        remove_strays(root, {SPOOL, *finished})
     except OSError as error:
         raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
 

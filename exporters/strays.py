@@ -17,13 +17,14 @@ from exporters.windows import STARTS
 WORK = ".work"
 LOCK = f"{WORK}/lock"
 HOLDER = f"{WORK}/holder"
+SPOOL = f"{WORK}/stdin"  # a copy of standard input, for a job that is resumed
 WEIGHTS = "weights.safetensors"
 OWN_FOLDERS = ("tokens", "shards")
 OWN_FILES = (HASHES, RUN, WEIGHTS, TABLES, STARTS)
 
 
 def bytes_at(root: Path) -> int:
-    """Bytes of the files of ours at root, finished or not; another job may be at work on them."""
+    """Bytes of the output at root, finished or not; another job may be at work on it."""
     paths = [root / name for name in OWN_FILES]
     for name in (*OWN_FOLDERS, WORK):
         if not (root / name).is_symlink():
@@ -31,6 +32,8 @@ def bytes_at(root: Path) -> int:
                 paths += [Path(place, inner) for inner in names]
     total = 0
     for path in paths:
+        if path == root / SPOOL:
+            continue
         with suppress(OSError):  # it was renamed or removed meanwhile
             status = path.lstat()
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0

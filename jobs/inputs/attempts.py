@@ -1,0 +1,80 @@
+"""What other machines did not do: asked of them again where that may help, else said in words."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from jobs.errors import CorpusError
+from jobs.inputs.locations import shown
+from kernels.errors import QkvmillError
+
+ATTEMPTS = 5
+WAIT = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 0.5)  # seconds
+
+LASTING = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError,
+    ImportError, MemoryError, QkvmillError,
+)  # fmt: skip
+"""Errors that another attempt only comes to again."""
+
+T = TypeVar("T")
+
+
+def attempts(url: str, note: Callable[[str], None]) -> Callable[[Callable[[], T]], T]:
+    """What calls a function until it does not fail, ATTEMPTS times at most."""
+
+    def say(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        note(
+            f"reading {shown(url)} failed ({reason(error)}): trying again, "
+            f"{state.attempt_number + 1} of {ATTEMPTS}"
+        )
+
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=WAIT,
+        retry=tenacity.retry_if_exception(_may_pass),
+        before_sleep=say,
+        reraise=True,
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may do better."""
+    error = _true(error)
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in (408, 425, 429)
+    return isinstance(error, Exception) and not isinstance(error, LASTING)
+
+
+def _true(error: BaseException) -> BaseException:
+    """An error, or what made fsspec say of it that an http file is not there."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    of_http = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+    return cause if of_http else error
+
+
+def not_read(url: str, error: Exception, made: int = 1) -> QkvmillError:
+    """The error of a file after so many attempts, in one line; ours are what they are."""
+    if isinstance(error, QkvmillError):
+        return error
+    tried = f", {made} times" if made > 1 and _may_pass(error) else ""
+    return CorpusError(f"{shown(url)} could not be read: {reason(error)}{tried}")
+
+
+def reason(error: BaseException | None) -> str:
+    """Why something failed, in words of one line that name no URL."""
+    if error is None:
+        return "no reason was given"
+    error = _true(error)
+    status = getattr(error, "status", None)
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return "it is not there"
+    if isinstance(status, int):
+        return f"{status} {getattr(error, 'message', '')}".strip()
+    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    return text or type(error).__name__

@@ -1,0 +1,236 @@
+"""Files that URLs name, through fsspec: found, and read block by block with new attempts."""
+
+import contextlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from jobs.errors import CorpusError
+from jobs.inputs.attempts import ATTEMPTS, attempts, not_read, reason
+from jobs.inputs.globs import MAGIC
+from jobs.inputs.locations import is_web, shown
+
+READ_BYTES = 1 << 20
+CONNECT_SECONDS = 30
+SILENT_SECONDS = 60
+
+EXTRAS = {
+    "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs"),
+    "http": ("aiohttp", "http"), "https": ("aiohttp", "http"), "hf": ("huggingface_hub", "hf"),
+}  # fmt: skip
+"""Protocol -> the package that speaks it, and the extra of ours that installs it."""
+
+VERSIONS = (
+    "ETag", "etag", "Content-MD5", "blob_id", "generation", "LastModified", "last_modified",
+    "Last-Modified", "mtime", "updated", "modify", "created",
+)  # fmt: skip
+"""What filesystems tell of a file that changes with its bytes, the surest first."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its filesystem tells of it; `parts` of its path, below what was asked for."""
+
+    location: str
+    parts: tuple[str, ...]
+    bytes: int | None
+    version: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files that a URL names, in order; `one`: it is that of a file itself."""
+
+    files: tuple[RemoteFile, ...]
+    one: bool
+
+
+def local_path(url: str) -> str | None:
+    """The path that a URL of this machine's filesystem stands for; None for any other.
+
+    Raises:
+        CorpusError: if nothing that is installed speaks its protocol.
+    """
+    system, path = _filesystem(url)
+    return path if isinstance(system, LocalFileSystem) else None
+
+
+def find_remote(url: str) -> Listing:
+    """The files that a URL names: itself, those below it, or those that match it as a pattern.
+
+    Hidden names (".name") below it are none. An http URL is that of a folder if it ends in "/",
+    and only "*" makes it a pattern.
+
+    Raises:
+        CorpusError: if it cannot be read or listed.
+    """
+    system, path = _filesystem(url)
+    web = is_web(url)
+    magic = "*" in path if web else not MAGIC.isdisjoint(path)
+    try:
+        try:
+            info = system.info(path)
+        except FileNotFoundError:
+            if not magic:
+                raise
+            return _listed(system, path, system.glob(path, detail=True))
+        if path.endswith("/") if web else info["type"] == "directory":
+            return _listed(system, path, system.find(path, detail=True))
+        name = PurePosixPath(shown(url)).name
+        return Listing((_remote_file(system, info, path, url, (name,)),), True)
+    except Exception as error:  # filesystems raise whatever the library below them does
+        raise not_read(url, error) from error
+
+
+def read_remote(
+    url: str, size: int | None, version: str, note: Callable[[str], None]
+) -> Generator[bytes, None, None]:
+    """The bytes of a file as it was found, in blocks of at most READ_BYTES.
+
+    What fails is tried again, from where it was, and said through `note`.
+
+    Raises:
+        CorpusError: if it cannot be read, or is not as it was found.
+    """
+    system, path = _filesystem(url)
+    again = attempts(url, note)
+    stream: Any = None
+    place = 0
+
+    def next_block() -> bytes:
+        nonlocal stream
+        try:
+            if stream is None:
+                _check_unchanged(system, path, url, size, version)
+                stream = _open_at(system, path, place, size)
+            block: bytes = stream.read(READ_BYTES)
+            if not block and size is not None and place < size:
+                raise OSError(f"it ended after {place} of {size} bytes")
+        except BaseException:
+            _close(stream)
+            stream = None
+            raise
+        return block
+
+    try:
+        while block := again(next_block):
+            place += len(block)
+            if size is not None and place > size:
+                raise changed(url, size)
+            yield block
+        again(lambda: _check_unchanged(system, path, url, size, version))
+    except Exception as error:
+        raise not_read(url, error, ATTEMPTS) from error
+    finally:
+        _close(stream)
+
+
+def changed(location: str, size: int | None) -> CorpusError:
+    """The error of a file that is not as it was when it was found with so many bytes."""
+    found = "" if size is None else f" with {size} bytes"
+    return CorpusError(
+        f"{shown(location)} changed since it was found{found}; run again when nobody writes to it"
+    )
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, and its path there."""
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if is_web(url):
+            options["client_kwargs"] = {"timeout": _http_timeout()}
+        system, path = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        package, extra = EXTRAS.get(protocol, (None, None))
+        if extra is None:
+            raise CorpusError(f"{shown(url)} could not be read: {reason(error)}") from error
+        raise CorpusError(
+            f"{shown(url)} could not be read: {protocol}:// needs the package {package}, which is "
+            f"not installed; install it with pip install 'qkvmill[{extra}]'"
+        ) from error
+    except ValueError as error:
+        raise CorpusError(
+            f"{shown(url)} could not be read: {reason(error)}; known are {', '.join(EXTRAS)} and "
+            "what else fsspec knows"
+        ) from error
+    except Exception as error:
+        raise not_read(url, error) from error
+    return system, path
+
+
+def _http_timeout() -> Any:
+    """Time limits for connecting and for silence; the whole of a file may take any time."""
+    import aiohttp  # an extra
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+
+
+def _listed(system: Any, path: str, infos: dict[str, dict[str, Any]]) -> Listing:
+    """The files of a listing, sorted by their parts below the fixed part of a path."""
+    root = path
+    while not MAGIC.isdisjoint(root):
+        root = root.rpartition("/")[0]
+    root = root.rstrip("/") + "/"
+    files = []
+    for name, info in infos.items():
+        parts = PurePosixPath(name.removeprefix(root)).parts
+        hidden = any(part.startswith(".") for part in parts)
+        if info["type"] == "file" and not name.endswith("/") and not hidden:
+            files.append(_remote_file(system, info, name, system.unstrip_protocol(name), parts))
+    return Listing(tuple(sorted(files, key=lambda file: file.parts)), False)
+
+
+def _remote_file(
+    system: Any, info: dict[str, Any], path: str, url: str, parts: tuple[str, ...]
+) -> RemoteFile:
+    if info.get("size") is None:  # a listing may leave it out
+        info = system.info(path)
+    return RemoteFile(url, parts, info.get("size"), _version(info))
+
+
+def _version(info: dict[str, Any]) -> str:
+    """What changes with a file's bytes, as far as its filesystem tells."""
+    told = [f"{name} {info[name]}" for name in VERSIONS if info.get(name) is not None]
+    return ", ".join([*told[:1], f"size {info.get('size')}"])
+
+
+def _check_unchanged(system: Any, path: str, url: str, size: int | None, version: str) -> None:
+    """Raise CorpusError unless a file is the one that was found."""
+    system.invalidate_cache(path)
+    if _version(system.info(path)) != version:
+        raise changed(url, size)
+
+
+def _open_at(system: Any, path: str, place: int, size: int | None) -> Any:
+    """A stream of a file's bytes from `place` on."""
+    if "http" in system.protocol:
+        return _open_http(system, path, place, size)
+    stream = system.open(path, "rb")
+    stream.seek(place)
+    return stream
+
+
+def _open_http(system: Any, path: str, place: int, size: int | None) -> Any:
+    """One answer of a server from `place` on; one that only answers with a whole file is heeded."""
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={place}-"}
+    if not place:
+        del headers["Range"]
+    stream = system.open(path, "rb", block_size=0, size=size, headers=headers)
+    passed = place if stream.r.status == 206 else 0
+    while passed < place:
+        block = stream.read(min(READ_BYTES, place - passed))
+        if not block:
+            raise OSError(f"it ended after {passed} bytes")
+        passed += len(block)
+    return stream
+
+
+def _close(stream: Any) -> None:
+    if stream is not None:
+        with contextlib.suppress(Exception):  # it was only read
+            stream.close()
