@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from exporters.contents import exported_tensors
+from exporters.contents import exported_tensors, starts_tensors
 from exporters.manifest import MANIFEST, FileEntry, Manifest
 from exporters.shards import DTYPE_NAMES
 from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES
 
-KINDS = ("tokens", "windows", "weights", "tables")
+KINDS = ("tokens", "windows", "starts", "weights", "tables")
 
 
 def contradictions(manifest: Manifest) -> list[str]:
@@ -22,13 +22,19 @@ def contradictions(manifest: Manifest) -> list[str]:
         if entry.kind not in KINDS
     ]
     problems += _coverage("tokens", manifest.tokens["count"], manifest)
-    if not manifest.compact or manifest.windows["stride"] is None:
-        problems += _coverage("windows", manifest.windows["count"], manifest)
+    count = manifest.windows["count"]
+    problems += _coverage("windows", 0 if manifest.compact else count, manifest)
+    problems += _coverage("starts", count if manifest.lists_starts else 0, manifest)
     problems += _reach(manifest)
+    problems += [
+        f"{MANIFEST}: windows.{name} is {manifest.windows[name]!r}, but job.{name} is another"
+        for name in ("boundaries", "tail")
+        if manifest.windows[name] != manifest.job.get(name)
+    ]
     if manifest.compact and len(manifest.of_kind("tables")) != 1:
         problems.append(f"{MANIFEST}: a compact export has one file of tables, {TABLES}")
     problems += _weights(manifest)
-    for kind in ("tokens", "windows"):
+    for kind in ("tokens", "windows", "starts"):
         for entry in manifest.of_kind(kind):
             problems += _tensors(entry, manifest)
     return problems
@@ -51,8 +57,10 @@ def _reach(manifest: Manifest) -> list[str]:
     """Whether the windows and the target of the last one lie inside the token stream."""
     windows, tokens = manifest.windows, manifest.tokens["count"]
     count, length, stride = windows["count"], windows["context_length"], windows["stride"]
-    steps = 0 if stride is None else (count - 1) * stride
-    if steps + length + 1 > tokens:
+    steps = 0 if stride is None or manifest.split else (count - 1) * stride
+    # Of a last window that is padded one pair is real, or more.
+    real = 1 if windows["padded_windows"] else length
+    if steps + real + 1 > tokens:
         return [
             f"{MANIFEST}: {count} windows of {length} tokens, {stride or 'any number'} apart, "
             f"do not lie in {tokens} tokens"
@@ -71,16 +79,17 @@ def _weights(manifest: Manifest) -> list[str]:
 
 
 def _tensors(entry: FileEntry, manifest: Manifest) -> list[str]:
-    """Whether a file of tokens or windows is declared to hold what the options give."""
+    """Whether a file of tokens, windows or starts is declared to hold what the options give."""
     expected: dict[str, dict[str, Any]] = {}
     if entry.kind == "tokens":
         documents = entry.tensors["document_starts"]["shape"][:1]
         expected["input_ids"] = {"dtype": "int32", "shape": [entry.count]}
         expected["document_starts"] = {"dtype": "int64", "shape": documents}
-    elif manifest.compact:
-        expected["window_start"] = {"dtype": "int64", "shape": [entry.count]}
     else:
-        for name, plan in exported_tensors(manifest).items():
+        plans = exported_tensors(manifest)
+        if entry.kind == "starts":
+            plans = starts_tensors(padded=manifest.padded)
+        for name, plan in plans.items():
             shape = [entry.count, *plan.shape]
             expected[name] = {"dtype": DTYPE_NAMES[plan.dtype], "shape": shape}
     return [

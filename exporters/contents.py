@@ -28,6 +28,7 @@ def window_tensors(
     context_length: int,
     layout: str,
     dtype: str,
+    padded: bool = False,
     d_model: int = 0,
     heads: int = 0,
     kv_heads: int = 0,
@@ -35,9 +36,12 @@ def window_tensors(
 ) -> dict[str, TensorPlan]:
     """The tensors by name; where windows are stacked, their number is the first dimension.
 
-    `export` names some of tokens, features and qkv; the widths are those of the layer.
+    `export` names some of tokens, features and qkv; the widths are those of the layer. Where
+    windows are `padded`, `mask` is true in the places that hold a real input with a real target.
     """
     plans = {"window_start": TensorPlan(torch.int64, ())}
+    if padded:
+        plans["mask"] = TensorPlan(torch.bool, (context_length,))
     if "tokens" in export:
         for name in ("input_ids", "target_ids", "document_ids"):
             plans[name] = TensorPlan(torch.int32, (context_length,))
@@ -60,8 +64,17 @@ def exported_tensors(manifest: Manifest) -> dict[str, TensorPlan]:
         context_length=manifest.windows["context_length"],
         layout=manifest.job["layout"],
         dtype=manifest.job["dtype"],
+        padded=manifest.padded,
         **{name: layer[name] for name in widths},
     )
+
+
+def starts_tensors(*, padded: bool) -> dict[str, TensorPlan]:
+    """The tensors of windows.safetensors by name."""
+    plans = {"window_start": TensorPlan(torch.int64, ())}
+    if padded:
+        plans["window_pairs"] = TensorPlan(torch.int32, ())
+    return plans
 
 
 def window_bytes(plans: dict[str, TensorPlan]) -> int:

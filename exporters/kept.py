@@ -19,12 +19,12 @@ from exporters.tablefile import TABLES
 from exporters.windows import STARTS
 
 KINDS = {
-    "tokens": "tokens", "shards": "windows", STARTS: "windows", WEIGHTS: "weights",
+    "tokens": "tokens", "shards": "windows", STARTS: "starts", WEIGHTS: "weights",
     TABLES: "tables", f"{WORK}/{TABLES}": "tables",
 }  # fmt: skip
 """Files and folders of ours -> the kind of what they hold."""
 
-COUNTED = {"tokens": "input_ids", "windows": "window_start"}
+COUNTED = {"tokens": "input_ids", "windows": "window_start", "starts": "window_start"}
 """kind -> the tensor that holds what the entry counts."""
 
 UNREAD = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}

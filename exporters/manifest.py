@@ -31,12 +31,12 @@ GARBLED = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 class FileEntry:
     """A safetensors file of an export: its hash, its tensors, and the stretch that it covers.
 
-    `first` and `count` are tokens of the stream for kind "tokens", windows for kind "windows", and
-    0 for the others.
+    `first` and `count` are tokens of the stream for kind "tokens", windows for the kinds "windows"
+    and "starts", and 0 for the others.
     """
 
     name: str
-    kind: str  # "tokens", "windows", "weights" or "tables"
+    kind: str  # "tokens", "windows", "starts", "weights" or "tables"
     bytes: int
     sha256: str
     first: int
@@ -53,7 +53,8 @@ class Manifest:
     corpus      the files in order, their bytes and hashes; skipped files; replaced sequences
     tokenizer   name, hash of the vocabulary, its size
     tokens      count, documents, separators, largest id, distinct ids
-    windows     count, context length, stride (None where they are random), dropped tokens
+    windows     count, context length, stride (None where they are random), boundaries and tail,
+                padded windows and places, dropped tokens, documents too short for a window
     layer       shapes, scalars and hash of the first layer, or None where none was needed
     compute     device, kernel, method, why they were chosen, and what else decides the bits
     expand      lines of Python that expand a window of a compact export, or None
@@ -75,6 +76,26 @@ class Manifest:
     def compact(self) -> bool:
         """Whether windows are to be computed from tables instead of read from shards."""
         return bool(self.job["artifact"] == "compact")
+
+    @property
+    def split(self) -> bool:
+        """Whether each window ends with its document."""
+        return bool(self.windows["boundaries"] == "split")
+
+    @property
+    def padded(self) -> bool:
+        """Whether windows have a mask, for the last of a document may have places to fill."""
+        return bool(self.windows["tail"] == "pad")
+
+    @property
+    def lists_starts(self) -> bool:
+        """Whether a file tells where windows begin: there is no stride, and no shard to tell it."""
+        return self.split or (self.compact and self.windows["stride"] is None)
+
+    @property
+    def padding(self) -> int | None:
+        """The id in places of windows that are not real; None where there are none."""
+        return (self.tokenizer["end_of_text"] or 0) if self.padded else None
 
     def of_kind(self, kind: str) -> list[FileEntry]:
         """The files of one kind, in order."""
@@ -220,6 +241,10 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
 def _is_positive(value: object) -> bool:
     return _is_count(value) and value != 0
 
@@ -265,13 +290,21 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "skipped_files": _is_count,
         "replaced_sequences": _is_count,
     },
-    "tokenizer": {"name": _is_text, "vocabulary_sha256": _is_text},
+    "tokenizer": {
+        "name": _is_text,
+        "vocabulary_sha256": _is_text,
+        "end_of_text": _or_none(_is_id),
+    },
     "tokens": dict.fromkeys(("count", "documents", "distinct"), _is_count),
     "windows": {
         "count": _is_positive,
         "context_length": _is_positive,
         "stride": _or_none(_is_positive),
-        "dropped_tokens": _is_count,
+        "boundaries": _one_of("ignore", "split"),
+        "tail": _one_of("drop", "pad"),
+        **dict.fromkeys(
+            ("padded_windows", "padded_places", "dropped_tokens", "short_documents"), _is_count
+        ),
     },
     "layer": {
         **dict.fromkeys(

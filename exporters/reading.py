@@ -1,6 +1,7 @@
 """Opens a committed export, full or compact, as a sequence of windows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from exporters.contents import TensorPlan, exported_tensors
+from exporters.contents import TensorPlan, exported_tensors, starts_tensors
 from exporters.errors import ExportError
 from exporters.files import FileRecord
 from exporters.layerfile import load_layer
@@ -19,7 +20,7 @@ from exporters.source import WindowSource, fill
 from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES, load_tables
 from exporters.tokens import TokenPart, TokenStream
-from exporters.windows import STARTS, WindowPlan
+from exporters.windows import STARTS, WindowPlan, open_starts
 from kernels.dispatch import Backend, choose
 from kernels.layer import DTYPES
 from kernels.packed import pack
@@ -30,8 +31,10 @@ class Export:
     """The windows of an export, in order: `len`, `[i]` and `.batches`; made by `open_export`.
 
     Whether windows are read from shards or computed from tables, they are the same tensors by the
-    same names. Files are opened when they are first needed, and anew in a process that it is
-    pickled into, so that a DataLoader with workers may hold it.
+    same names. With `--tail pad` one of them is `mask`, bool [T], true where both input and target
+    are real: `loss[mask]` leaves the others out. These come last in their window, where causal
+    attention never looks. Files are opened when they are first needed, and anew in a process that
+    it is pickled into, so that a DataLoader with workers may hold it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -196,31 +199,39 @@ def window_plan(root: Path, manifest: Manifest, tokens: int) -> WindowPlan:
     """Where the windows of a compact export begin, in a stream of so many tokens.
 
     Raises:
-        ExportError: if the file of random starts cannot be read, or windows leave the stream.
+        ExportError: if the file of starts cannot be read, or windows leave the stream.
     """
     windows = manifest.windows
-    count, stride = windows["count"], windows["stride"] or 0
-    starts = None
-    if windows["stride"] is None:
-        entries = [entry for entry in manifest.of_kind("windows") if entry.name == STARTS]
-        if [entry.count for entry in entries] != [count]:
-            raise ExportError(f"{root / MANIFEST} names no {STARTS}; run qkvmill verify {root}")
-        try:
-            plans = {"window_start": TensorPlan(torch.int64, ())}
-            with open_tensors(_checked(root, entries[0], plans)) as file:
-                starts = file.get_tensor("window_start")
-        except (OSError, SafetensorError) as error:
-            raise ExportError(f"{root / STARTS} could not be read: {error}") from error
-    first, last = (0, (count - 1) * stride) if starts is None else map(int, starts.aminmax())
-    if first < 0 or last + windows["context_length"] >= tokens:
-        raise ExportError(f"{root}: windows begin beyond its {tokens} tokens")
-    return WindowPlan(
-        count=count,
+    plan = WindowPlan(
+        root=root,
+        count=windows["count"],
         context_length=windows["context_length"],
-        stride=stride,
-        random_starts=starts,
+        stride=windows["stride"],
+        split=manifest.split,
+        padding=manifest.padding,
+        padded_windows=windows["padded_windows"],
+        padded_places=windows["padded_places"],
+        tokens=tokens,
         dropped_tokens=windows["dropped_tokens"],
+        short_documents=windows["short_documents"],
     )
+    if not manifest.lists_starts:
+        if (plan.count - 1) * windows["stride"] >= tokens:  # which may be beyond any tensor's range
+            raise ExportError(f"{root}: windows begin beyond its {tokens} tokens")
+        plan.places(plan.count - 1, plan.count)
+        return plan
+    entries = manifest.of_kind("starts")
+    if [(entry.name, entry.count) for entry in entries] != [(STARTS, plan.count)]:
+        raise ExportError(f"{root / MANIFEST} names no {STARTS}; run qkvmill verify {root}")
+    try:
+        file = open_starts(_checked(root, entries[0], starts_tensors(padded=manifest.padded)))
+        if manifest.split:
+            return replace(plan, listed=file)
+        plan = replace(plan, random_starts=file.get_tensor("window_start"))
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{root / STARTS} could not be read: {error}") from error
+    plan.places(0, plan.count)
+    return plan
 
 
 def open_stream(root: Path, manifest: Manifest) -> TokenStream:

@@ -15,17 +15,24 @@ def recipe(manifest: Manifest) -> tuple[str, ...]:
     assert layer is not None
     length, stride = manifest.windows["context_length"], manifest.windows["stride"]
     heads, kv_heads, head_dim = layer["heads"], layer["kv_heads"], layer["head_dim"]
-    start = f'load_file("{STARTS}")["window_start"][i]' if stride is None else f"i * {stride}"
-    parts = '[load_file(part)["input_ids"] for part in sorted(glob.glob("tokens/*"))]'
+    stream = 'torch.cat([load_file(part)["input_ids"] for part in sorted(glob.glob("tokens/*"))])'
     added = layer["positions"] in ("sinusoidal", "learned")
     position = ' + t["position_table"]' if added else ""
+    listed = f' | load_file("{STARTS}")' if manifest.lists_starts else ""
+    start = 't["window_start"][i]' if manifest.lists_starts else f"i * {stride}"
     lines = [
         "import glob, torch",
         "from safetensors.torch import load_file",
-        f'i, t = 0, load_file("{TABLES}")',
-        f"start = {start}",
-        f"ids = torch.cat({parts})[start : start + {length}]",
+        f'i, t = 0, load_file("{TABLES}"){listed}',
     ]
+    if manifest.padded:
+        # The last token of the stream is a target only.
+        lines.append(f"ids = {stream}[:-1][{start} :]")
+        real = 't["window_pairs"][i]' if manifest.split else length
+        filled = f"torch.full(({length},), {manifest.padding}, dtype=torch.int32)"
+        lines.append(f"ids = torch.cat([ids[:{real}], {filled}])[:{length}]")
+    else:
+        lines += [f"start = {start}", f"ids = {stream}[start : start + {length}]"]
     if layer["positions"] == "rope":
         pairs = layer["rotary_dims"] // 2
         first, second = f":{pairs}", f"{pairs} : {2 * pairs}"

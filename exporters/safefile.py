@@ -21,7 +21,10 @@ ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I32": "int32", "I64": "int64"}
+DTYPES = {
+    "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I32": "int32", "I64": "int64",
+    "BOOL": "bool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Header:
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
+    begins: dict[str, int]  # name -> the place in the file of the tensor's first byte
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -120,7 +124,8 @@ def read_header(path: Path) -> Header:
         tensors = _tensors(declared, size - 8 - length)
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} has a damaged safetensors header: {error}") from error
-    return Header(tensors, metadata)
+    begins = {name: 8 + length + declared[name]["data_offsets"][0] for name in tensors}
+    return Header(tensors, metadata, begins)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

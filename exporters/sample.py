@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exporters.contents import exported_tensors
+from exporters.coverage import find
 from exporters.errors import ExportError
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
@@ -16,7 +17,7 @@ from exporters.shards import DTYPE_NAMES
 from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES
 from exporters.tokens import TokenStream
-from exporters.windows import STARTS
+from exporters.windows import STARTS, spans_of
 from kernels import reference
 from kernels.layer import FirstLayer
 
@@ -49,11 +50,11 @@ def recompute(
 ) -> tuple[str, ...]:
     """Compare windows with what plain torch computes in float64; returns every difference.
 
-    Integers must be equal. Where window i begins follows from the stride, or from the seed as in
-    `run --sampling random`. The error of x, y, q, k and v may be at most what `allowed_error` of
-    kernels/reference.py gives for batches of MEASURE tokens: these windows, filled up with others
-    of the stream. `advance` is told of windows. The files are taken to be as they were written:
-    `verify` comes first.
+    Integers must be equal. Where window i begins follows from the stride and the documents, or from
+    the seed as in `run --sampling random`. The error of x, y, q, k and v may be at most what
+    `allowed_error` of kernels/reference.py gives for batches of MEASURE tokens: these windows,
+    filled up with others of the stream. `advance` is told of windows. The files are taken to be as
+    they were written: `verify` comes first.
 
     Raises:
         ExportError: if the weights that are needed are not stored or do not fit the manifest or the
@@ -64,7 +65,9 @@ def recompute(
         export = open_export(root)
         stream = open_stream(root, manifest)
         layer = _layer(root, manifest)
-        starts = _starts(manifest)
+        places = find(
+            manifest, lambda: spans_of(stream, split=manifest.split), torch.tensor(windows)
+        )
         step = max(1, MEASURE // int(manifest.windows["context_length"]))
         problems: list[str] = []
         errors: dict[tuple[int, str], float] = {}
@@ -72,15 +75,21 @@ def recompute(
         for first in range(0, len(windows), step):
             batch = windows[first : first + step]
             stored = {index: export[index] for index in batch}
-            integers = {i: _integers(stream, int(starts[i]), manifest) for i in batch}
+            integers = {
+                index: _integers(stream, int(start), int(pairs), manifest)
+                for index, start, pairs in zip(
+                    batch,
+                    places.start[first : first + step],
+                    places.pairs[first : first + step],
+                    strict=True,
+                )
+            }
             for index, expected in integers.items():
                 problems += _different(stored[index], expected, manifest, index)
             if layer is not None:
-                own = torch.stack([_ids(tensors) for tensors in integers.values()])
-                ids = _filled(own, step, stream)
+                ids = _filled([_ids(tensors) for tensors in integers.values()], step, stream)
                 _check_ids(root, layer, ids)
-                pairs = _computed(layer, ids, manifest)
-                for name, (torchs, truth) in pairs.items():
+                for name, (torchs, truth) in _computed(layer, ids, manifest).items():
                     allowed[name] = max(allowed[name], reference.allowed_error(torchs, truth))
                     for row, index in enumerate(batch):
                         found = _by_head(stored[index][name], name, manifest)
@@ -116,32 +125,17 @@ def _layer(root: Path, manifest: Manifest) -> FirstLayer | None:
     return layer
 
 
-def _starts(manifest: Manifest) -> Tensor:
-    """Where windows begin: multiples of the stride, or drawn again from the seed, int64 [W]."""
-    windows, job = manifest.windows, manifest.job
-    count: int = windows["count"]
-    if windows["stride"] is not None:
-        return torch.arange(count) * int(windows["stride"])
-    high, size = manifest.tokens["count"] - windows["context_length"], job["batch_size"]
-    try:
-        generator = torch.Generator().manual_seed(job["seed"])
-        drawn = [
-            torch.randint(0, high, (size,), generator=generator) for _ in range(0, count, size)
-        ]
-        return torch.cat(drawn)
-    except RuntimeError as error:
-        raise ValueError(f"job: seed {job['seed']!r}, batch_size {size!r}") from error
-
-
-def _integers(stream: TokenStream, start: int, manifest: Manifest) -> dict[str, Tensor]:
-    """The tensors of integers of the window that begins at `start`."""
-    stop = start + int(manifest.windows["context_length"])
-    ids = stream.read(start, stop + 1)
+def _integers(stream: TokenStream, start: int, pairs: int, manifest: Manifest) -> dict[str, Tensor]:
+    """The tensors of integers of the window of so many real pairs that begins at `start`."""
+    stop, length = start + pairs, int(manifest.windows["context_length"])
+    ids, padding = stream.read(start, stop + 1), torch.full((length,), manifest.padding or 0)
+    documents = stream.documents(start, stop)
     return {
         "window_start": torch.tensor(start),
-        "input_ids": ids[:-1],
-        "target_ids": ids[1:],
-        "document_ids": stream.documents(start, stop),
+        "input_ids": torch.cat([ids[:-1], padding.int()])[:length],
+        "target_ids": torch.cat([ids[1:], padding.int()])[:length],
+        "document_ids": torch.cat([documents, documents[-1:].expand(length - pairs)]),
+        "mask": torch.arange(length) < pairs,
     }
 
 
@@ -158,8 +152,8 @@ def _different(
 
 
 def _ids(integers: dict[str, Tensor]) -> Tensor:
-    """Inputs and the last target [T + 1] of a window."""
-    return torch.cat([integers["input_ids"], integers["target_ids"][-1:]])
+    """Inputs and targets [2, T] of a window."""
+    return torch.stack([integers["input_ids"], integers["target_ids"]])
 
 
 def _check_ids(root: Path, layer: FirstLayer, ids: Tensor) -> None:
@@ -172,22 +166,28 @@ def _check_ids(root: Path, layer: FirstLayer, ids: Tensor) -> None:
             )
 
 
-def _filled(ids: Tensor, windows: int, stream: TokenStream) -> Tensor:
-    """ids [W, T + 1] and, up to so many `windows`, those at random places of the stream.
+def _filled(own: list[Tensor], windows: int, stream: TokenStream) -> Tensor:
+    """Ids [W, 2, T] of windows and, up to so many, of those at random places of the stream.
 
     Of a few tokens torch's error may be luckily small, and other kernels of torch multiply them.
     """
-    length = ids.shape[1]
+    length = own[0].shape[1]
     generator = torch.Generator().manual_seed(SEED)
-    places = (windows - len(ids),)
-    starts = torch.randint(stream.tokens - length + 1, places, generator=generator)
-    return torch.stack([*ids, *(stream.read(at, at + length) for at in starts.tolist())])
+    # Where the stream is shorter than a window, ids of it are taken again.
+    high = max(1, stream.tokens - length)
+    starts = torch.randint(high, (windows - len(own),), generator=generator)
+    others = []
+    for start in starts.tolist():
+        ids = stream.read(start, min(start + length + 1, stream.tokens))
+        ids = ids[torch.arange(length + 1) % len(ids)]
+        others.append(torch.stack([ids[:-1], ids[1:]]))
+    return torch.stack([*own, *others])
 
 
 def _computed(
     layer: FirstLayer, ids: Tensor, manifest: Manifest
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """x, y [W, T, d], q [W, H, T, Dh] and k, v [W, Hk, T, Dh] of ids [W, T + 1].
+    """x, y [W, T, d], q [W, H, T, Dh] and k, v [W, Hk, T, Dh] of ids [W, 2, T].
 
     Each is a pair: from torch in the dtype of the layer, and in float64.
     """
@@ -195,7 +195,7 @@ def _computed(
     rows, places = torch.unique(ids.long(), return_inverse=True)
     layer = replace(layer, embedding=layer.embedding[rows])
     exact = reference.in_float64(layer)
-    inputs, targets = places[:, :-1], places[:, 1:]
+    inputs, targets = places.unbind(1)
     pairs = {}
     if "features" in manifest.job["export"]:
         for name, tokens in (("x", inputs), ("y", targets)):
@@ -238,7 +238,7 @@ def _by_head(found: Tensor, name: str, manifest: Manifest) -> Tensor:
 
 def _place(manifest: Manifest, index: int, name: str) -> str:
     """The file that a tensor of a window is read or computed from, and the window."""
-    file = STARTS if manifest.windows["stride"] is None else MANIFEST
+    file = STARTS if manifest.lists_starts else MANIFEST
     if not manifest.compact:
         file = next(
             entry.name

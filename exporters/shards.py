@@ -23,6 +23,7 @@ DTYPE_NAMES = {
     torch.float16: "float16",
     torch.int32: "int32",
     torch.int64: "int64",
+    torch.bool: "bool",
 }
 FORMAT_NAMES = {
     torch.int64: "I64",
@@ -30,6 +31,7 @@ FORMAT_NAMES = {
     torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.bool: "BOOL",
 }
 """dtype -> its name in a file, in the order in which the library lays tensors out."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exporters.tokens import TokenStream
-from exporters.windows import WindowPlan, cut_windows
+from exporters.windows import WindowPlan, cut_windows, mask_of
 from kernels.dispatch import Backend
 from kernels.errors import LayerError
 from kernels.packed import PackedLayer
@@ -32,14 +32,24 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
 
     Raises:
         LayerError: if the tables or the embedding lack a token of the stream.
+        ExportError: if a window leaves the stream, or a file cannot be read.
     """
-    starts = source.windows.starts(first, stop)
+    plan = source.windows
+    starts, pairs = plan.places(first, stop)
     if "window_start" in out:
         out["window_start"].copy_(starts)
-    if out.keys() == {"window_start"}:
+    if "mask" in out:
+        out["mask"].copy_(mask_of(pairs, plan.context_length))
+    if out.keys() <= {"window_start", "mask"}:
         return
-    length = source.windows.context_length
-    windows = cut_windows(source.stream, starts, length, documents="document_ids" in out)
+    windows = cut_windows(
+        source.stream,
+        starts,
+        plan.context_length,
+        documents="document_ids" in out,
+        pairs=None if plan.padding is None else pairs,
+        padding=plan.padding or 0,
+    )
     for name in ("input_ids", "target_ids", "document_ids"):
         if name in out:
             out[name].copy_(getattr(windows, name))

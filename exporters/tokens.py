@@ -202,6 +202,12 @@ class TokenStream:
                 for place in file.get_tensor("document_starts").tolist()
             ]
 
+    def document_start_parts(self) -> Iterator[Tensor]:
+        """Where documents begin, int64, part by part."""
+        with _readable(self._root):
+            for file in self._files:
+                yield file.get_tensor("document_starts")
+
     def documents(self, start: int, stop: int) -> Tensor:
         """The document of each token of [start, stop), int32, counted from 0.
 

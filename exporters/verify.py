@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from exporters.consistency import contradictions
+from exporters.coverage import misplaced_windows
 from exporters.errors import ExportError
 from exporters.files import sha256_of
 from exporters.manifest import (
@@ -47,9 +48,9 @@ def verify(root: Path, advance: Callable[[int], None]) -> Findings:
     """Check every file's bytes against its hash and every tensor against the manifest.
 
     SHA256SUMS must be what follows from the manifest and its hash, byte for byte. Also found are
-    files and folders that are missing or extra, and gaps or overlaps in the tokens and windows that
-    the files cover. Nothing but plain files of the export is opened. `advance` is told of bytes as
-    they are checked.
+    files and folders that are missing or extra, gaps or overlaps in the tokens and windows that the
+    files cover, windows that do not end with their document, and wrong masks. Nothing but plain
+    files of the export is opened. `advance` is told of bytes as they are checked.
 
     Raises:
         ExportError: if root holds no committed export, or its manifest cannot be read.
@@ -67,6 +68,8 @@ def verify(root: Path, advance: Callable[[int], None]) -> Findings:
             if there.get(entry.name) == FILE:
                 problems += _check_file(root / entry.name, entry)
             advance(entry.bytes)
+        if not problems:
+            problems = misplaced_windows(root, manifest)
     return Findings(
         len(manifest.files) + 1, sum(entry.bytes for entry in manifest.files), tuple(problems)
     )

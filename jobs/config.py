@@ -10,6 +10,8 @@ from kernels.layer import DTYPES, Positions
 from kernels.method import Asked
 
 Sampling = Literal["sequential", "random"]
+Boundaries = Literal["ignore", "split"]
+Tail = Literal["drop", "pad"]
 
 EXPORTS = ("tokens", "features", "qkv")
 D_MODEL = 768
@@ -40,6 +42,8 @@ class JobConfig:
     batch_size: int = 8
     sampling: Sampling = "sequential"
     stride: int | None = None
+    boundaries: Boundaries = "ignore"
+    tail: Tail = "drop"
     batches: int | None = None
     seed: int = 0
     separator: Literal["eot", "none"] = "eot"
@@ -79,6 +83,8 @@ class JobConfig:
                 raise ConfigError(f"--export {name} is not one of {', '.join(EXPORTS)}")
         if self.sampling == "random" and self.stride is not None:
             raise ConfigError("--stride has no effect with --sampling random; leave one out")
+        if self.sampling == "random" and self.tail == "pad":
+            raise ConfigError("--tail pad has no effect with --sampling random; leave one out")
         if self.tf32 and self.dtype != "float32":
             raise ConfigError(f"--tf32 has no effect with --dtype {self.dtype}; leave one out")
         if self.tf32 and "qkv" not in self.export:

@@ -22,6 +22,7 @@ from exporters.space import HEADROOM, check_space
 from exporters.state import check_claim
 from exporters.strays import bytes_at
 from exporters.tokens import TokenStream
+from exporters.windows import STARTS, open_starts
 from jobs.apart import lies_in
 from jobs.compute import write_shards
 from jobs.fingerprint import expanded_fingerprint, expanded_software
@@ -67,7 +68,8 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
     with garbled_is_damaged(source):
         plans = exported_tensors(manifest)
         per_window = window_bytes(plans)
-        copied = [entry for entry in manifest.files if entry.kind in ("tokens", "weights")]
+        kinds = ("tokens", "weights", "starts") if manifest.split else ("tokens", "weights")
+        copied = [entry for entry in manifest.files if entry.kind in kinds]
         needed = per_window * manifest.windows["count"] + sum(entry.bytes for entry in copied)
     check_space(out, needed - bytes_at(out) + HEADROOM)
 
@@ -86,7 +88,10 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
                 work.journal.add_file(entry)
                 advance(entry.bytes)
         # From here on nothing is read from the compact export, which may change again.
-        windows = replace(windows, stream=TokenStream(out, token_parts(manifest)))
+        plan = windows.windows
+        if manifest.split:
+            plan = replace(plan, root=out, listed=open_starts(out / STARTS))
+        windows = replace(windows, windows=plan, stream=TokenStream(out, token_parts(manifest)))
         options = manifest.job
         per_shard = windows_per_shard(plans, options["shard_size"], options["batch_size"])
         shards = write_shards(work, windows, plans, per_shard, reporter)

@@ -140,6 +140,13 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
                      show_default=True, help="Windows in order, or drawn with torch.randint."),
         option("--stride", type=int, show_default="the context length",
                      help="Tokens from one sequential window to the next."),
+        option("--boundaries", type=Choice(["ignore", "split"]), default="ignore",
+                     show_default=True,
+                     help="Windows run over the ends of documents, or each lies within one."),
+        option("--tail", type=Choice(["drop", "pad"]), default="drop", show_default=True,
+                     help="What is left of a document, or of the stream, behind its last whole "
+                     "window: drop it, or fill a window up with the end-of-text token and export "
+                     "mask, true where input and target are real."),
         option("--batch-size", type=int, default=8, show_default=True,
                      help="Windows in a batch; a shard holds whole batches."),
         option("--batches", type=int, show_default="all, or 1 with random sampling",

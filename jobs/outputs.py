@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporters.contents import TensorPlan, window_bytes, window_tensors
+from exporters.contents import TensorPlan, starts_tensors, window_bytes, window_tensors
 from jobs.config import JobConfig
 from jobs.layershape import LayerShape
 from kernels.method import Method
@@ -37,10 +37,10 @@ def sizes(
     token_bytes = 4 * tokens + 8 * documents
     weight_bytes = shape.bytes if shape and config.save_weights else 0
     tables = shape.table_bytes(distinct) if shape and method and method.name == "tables" else 0
-    if config.artifact == "full":
-        all_windows = windows * window_bytes(shard_tensors(config, shape))
-    else:
-        all_windows = 8 * windows if config.sampling == "random" else 0
+    per_window = window_bytes(shard_tensors(config, shape)) if config.artifact == "full" else 0
+    if config.boundaries == "split" or (config.artifact, config.sampling) == ("compact", "random"):
+        per_window += window_bytes(starts_tensors(padded=config.tail == "pad"))
+    all_windows = windows * per_window
     total = token_bytes + weight_bytes + all_windows
     return Sizes(
         token_bytes=token_bytes,
@@ -60,12 +60,14 @@ def shard_tensors(config: JobConfig, shape: LayerShape | None) -> dict[str, Tens
             context_length=config.context_length,
             layout=config.layout,
             dtype=config.dtype,
+            padded=config.tail == "pad",
         )
     return window_tensors(
         config.export,
         context_length=config.context_length,
         layout=config.layout,
         dtype=config.dtype,
+        padded=config.tail == "pad",
         d_model=shape.d_model,
         heads=shape.heads,
         kv_heads=shape.kv_heads,

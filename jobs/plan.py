@@ -20,9 +20,9 @@ from jobs.layershape import layer_shape
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
 from jobs.reads import SCHEME, Reads, first_layer_reads
-from jobs.run import choose_backend, decide, plan_windows
-from jobs.tokenise import TokenCounter, tokenise
-from jobs.windows import check_length
+from jobs.run import choose_backend, decide
+from jobs.tokenise import tokenise
+from jobs.windows import WindowCounter, check_counts, ids_to_compute, padding_of, rule_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,12 @@ class Plan:
     tokens: int
     distinct_tokens: int
     windows: int
+    boundaries: str
+    tail: str
+    padded_windows: int
+    padded_places: int
     dropped_tokens: int | None  # None with random sampling: it takes the draw to know
+    short_documents: int
     shards: int
     token_bytes: int
     weight_bytes: int
@@ -69,14 +74,19 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
     backend = choose_backend(config, reporter)
     model = model_of(config, tokenizer, reporter)
     source = model or load_weights(config, None)
-    totals = tokenise(config, corpus, tokenizer, TokenCounter(), reporter)
-    windows, dropped = _count_windows(config, totals.tokens)
-    distinct = len(totals.seen)
-    shape = layer_shape(config, source, tokenizer, totals.largest_id)
-    method = decide(config, shape, totals.largest_id, distinct, windows, backend)
+    counter = WindowCounter(rule_of(config))
+    totals = tokenise(config, corpus, tokenizer, counter, reporter)
+    counts = counter.close()
+    check_counts(config, counts)
+    drawn = config.sampling == "random"
+    windows = config.batch_size * config.random_batches if drawn else counts.windows
+    ids = ids_to_compute(totals.seen, counts.padded_windows, padding_of(config, tokenizer))
+    largest = int(ids[-1])
+    shape = layer_shape(config, source, tokenizer, largest)
+    method = decide(config, shape, largest, len(ids), windows, backend)
     size = sizes(
         config, shape, method, tokens=totals.tokens, documents=totals.documents,
-        distinct=distinct, windows=windows,
+        distinct=len(ids), windows=windows,
     )  # fmt: skip
     plans = shard_tensors(config, shape)
     per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
@@ -104,9 +114,16 @@ def plan(config: JobConfig, reporter: Reporter) -> Plan:
         replaced_sequences=totals.replaced_sequences,
         corpus_bytes=corpus.bytes,
         tokens=totals.tokens,
-        distinct_tokens=distinct,
+        distinct_tokens=len(totals.seen),
         windows=windows,
-        dropped_tokens=dropped,
+        boundaries=config.boundaries,
+        tail=config.tail,
+        padded_windows=counts.padded_windows,
+        padded_places=counts.padded_places,
+        dropped_tokens=None if drawn else totals.tokens - counts.held_tokens,
+        short_documents=(
+            totals.documents - counts.fruitful_spans if config.boundaries == "split" else 0
+        ),
         shards=shards,
         token_bytes=size.token_bytes,
         weight_bytes=size.weight_bytes,
@@ -136,12 +153,3 @@ def _obstacle(config: JobConfig, needed: int) -> str | None:
     except (ExportError, WeightsError) as error:
         return str(error)
     return None
-
-
-def _count_windows(config: JobConfig, tokens: int) -> tuple[int, int | None]:
-    """Windows and dropped tokens, without drawing what random sampling would draw."""
-    if config.sampling == "random":
-        check_length(tokens, config.context_length)
-        return config.batch_size * config.random_batches, None
-    windows = plan_windows(config, tokens)
-    return windows.count, windows.dropped_tokens

@@ -35,7 +35,12 @@ class Summary:
     tokens: int
     distinct_tokens: int
     windows: int
+    boundaries: str
+    tail: str
+    padded_windows: int
+    padded_places: int
     dropped_tokens: int
+    short_documents: int
     skipped_files: int
     replaced_sequences: int
     shards: int
@@ -59,7 +64,12 @@ def summary(out: Path, manifest: Manifest, reporter: Reporter) -> Summary:
         tokens=manifest.tokens["count"],
         distinct_tokens=manifest.tokens["distinct"],
         windows=manifest.windows["count"],
+        boundaries=manifest.windows["boundaries"],
+        tail=manifest.windows["tail"],
+        padded_windows=manifest.windows["padded_windows"],
+        padded_places=manifest.windows["padded_places"],
         dropped_tokens=manifest.windows["dropped_tokens"],
+        short_documents=manifest.windows["short_documents"],
         skipped_files=manifest.corpus["skipped_files"],
         replaced_sequences=manifest.corpus["replaced_sequences"],
         shards=0 if manifest.compact else len(manifest.of_kind("windows")),
@@ -104,8 +114,13 @@ def manifest_of(
         windows={
             "count": windows.count,
             "context_length": windows.context_length,
-            "stride": None if windows.random_starts is not None else windows.stride,
+            "stride": windows.stride,
+            "boundaries": config.boundaries,
+            "tail": config.tail,
+            "padded_windows": windows.padded_windows,
+            "padded_places": windows.padded_places,
             "dropped_tokens": windows.dropped_tokens,
+            "short_documents": windows.short_documents,
         },
         layer=parameters.described if parameters else None,
         compute=parameters.compute if parameters else None,

@@ -5,19 +5,18 @@ from pathlib import Path
 
 from exporters.contents import window_bytes
 from exporters.errors import WeightsError
-from exporters.folder import Work, claimed
+from exporters.folder import claimed
 from exporters.kept import discard
-from exporters.manifest import FileEntry, Manifest, commit
-from exporters.shards import write_tensors
+from exporters.manifest import Manifest, commit
 from exporters.source import WindowSource
 from exporters.space import HEADROOM, check_space, readable
 from exporters.state import check_claim
 from exporters.strays import bytes_at
 from exporters.tokens import TokenStream
-from exporters.windows import STARTS, WindowPlan
+from exporters.windows import WindowPlan
 from jobs.apart import check_apart
 from jobs.choose_tokenizer import tokenizer_of
-from jobs.compute import entry_of, shapes, write_shards
+from jobs.compute import write_shards
 from jobs.config import JobConfig
 from jobs.corpus import find_files
 from jobs.errors import ConfigError, CorpusError
@@ -29,9 +28,10 @@ from jobs.parameters import make_parameters
 from jobs.progress import Reporter
 from jobs.record import Summary, manifest_of, summary, write_run
 from jobs.resume import finished, keep_method, kept_method, say_what_is_kept
+from jobs.starts import write_starts
 from jobs.stream import changed_file, token_entry, write_stream
 from jobs.tokenizer import Tokenizer
-from jobs.windows import plan_random, plan_sequential
+from jobs.windows import ids_to_compute, padding_of, plan_windows
 from kernels.dispatch import Backend, choose
 from kernels.errors import MethodError
 from kernels.layer import DTYPES, FirstLayer
@@ -70,12 +70,15 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     with claimed(config.out, job, overwrite=config.overwrite) as work:
         say_what_is_kept(work, found, reporter)
         totals, parts = write_stream(config, corpus, tokenizer, work, reporter)
-        distinct = len(totals.seen)
+        stream = TokenStream(config.out, parts)
+        padding = padding_of(config, tokenizer)
         try:
-            windows = plan_windows(config, totals.tokens)
-            shape = layer_shape(config, loaded, tokenizer, totals.largest_id)
+            windows = plan_windows(config, stream, totals.documents, padding)
+            ids = ids_to_compute(totals.seen, windows.padded_windows, padding)
+            largest = int(ids[-1])
+            shape = layer_shape(config, loaded, tokenizer, largest)
             method = kept_method(work, config) or decide(
-                config, shape, totals.largest_id, distinct, windows.count, backend
+                config, shape, largest, len(ids), windows.count, backend
             )
         except HOPELESS:
             discard(work)
@@ -83,7 +86,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         keep_method(work, method)
         needed = sizes(
             config, shape, method, tokens=totals.tokens, documents=totals.documents,
-            distinct=distinct, windows=windows.count,
+            distinct=len(ids), windows=windows.count,
         ).disk_bytes  # fmt: skip
         check_space(config.out, needed + HEADROOM, work.kept_bytes())
         plans = shard_tensors(config, shape)
@@ -93,19 +96,17 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         parameters = None
         if backend is not None:
             with reporter.stage("layer", 1, "layer") as advance:
-                layer = loaded or make_layer(config, tokenizer, totals.largest_id)
+                layer = loaded or make_layer(config, tokenizer, largest)
                 advance(1)
-            parameters = make_parameters(
-                work, config, model, layer, totals.seen.ids(), method, backend, reporter
-            )
+            parameters = make_parameters(work, config, model, layer, ids, method, backend, reporter)
             entries += parameters.entries
             del layer, loaded  # files of shards are about to need the memory
-        if config.artifact == "compact":
-            entries += _write_starts(work, windows)
-        else:
+        windows, starts = write_starts(work, config, windows, stream, reporter)
+        entries += starts
+        if config.artifact == "full":
             source = WindowSource(
                 windows=windows,
-                stream=TokenStream(config.out, parts),
+                stream=stream,
                 layout=config.layout,
                 backend=backend,
                 layer=parameters.layer if parameters else None,
@@ -169,20 +170,6 @@ def bytes_known_before(config: JobConfig, loaded: FirstLayer | None, tokenizer: 
     return known.total_bytes
 
 
-def plan_windows(config: JobConfig, tokens: int) -> WindowPlan:
-    """The windows that a stream of so many tokens gives.
-
-    Raises:
-        CorpusError: if the stream is shorter than a window.
-    """
-    if config.sampling == "random":
-        return plan_random(
-            tokens, config.context_length, config.batch_size, config.random_batches, config.seed
-        )
-    most = None if config.batches is None else config.batches * config.batch_size
-    return plan_sequential(tokens, config.context_length, config.window_stride, most)
-
-
 def _say_what_differs(
     config: JobConfig, windows: WindowPlan, bytes_per_window: int, reporter: Reporter
 ) -> None:
@@ -197,14 +184,3 @@ def _say_what_differs(
             f"the corpus gives {windows.count} windows, fewer than --batches {config.batches} "
             f"of {config.batch_size}"
         )
-
-
-def _write_starts(work: Work, windows: WindowPlan) -> list[FileEntry]:
-    """Write where random windows begin; those of sequential ones follow from the stride."""
-    if windows.random_starts is None:
-        return []
-    if work.kept(STARTS) is None:
-        tensors = {"window_start": windows.random_starts}
-        record = write_tensors(work.root, STARTS, tensors, ("format", "pt"))
-        work.journal.add_file(entry_of(record, "windows", shapes(tensors), 0, windows.count))
-    return [work.journal.files[STARTS]]

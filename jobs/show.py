@@ -82,7 +82,12 @@ def show_export(console: Console, root: Path, manifest: Manifest) -> None:
         "distinct_tokens": manifest.tokens["distinct"],
         "windows": manifest.windows["count"],
         "context_length": manifest.windows["context_length"],
+        "boundaries": manifest.windows["boundaries"],
+        "tail": manifest.windows["tail"],
+        "padded_windows": manifest.windows["padded_windows"],
+        "padded_places": manifest.windows["padded_places"],
         "dropped_tokens": manifest.windows["dropped_tokens"],
+        "short_documents": manifest.windows["short_documents"],
     }
     if manifest.layer is not None:
         layer = manifest.layer
@@ -136,14 +141,19 @@ def _axes(name: str, layout: str) -> tuple[str, ...]:
 def window_record(
     root: Path, manifest: Manifest, index: int, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """A window's ids and texts, read from the token stream, for people and for --json."""
+    """A window's ids and texts, read from the token stream, for people and for --json.
+
+    Texts are of the real places only; ids are of all.
+    """
     length = manifest.windows["context_length"]
     stream = open_stream(root, manifest)
     start = int(tensors["window_start"])
-    if start < 0 or start + length >= stream.tokens:
+    pairs = int(tensors["mask"].sum()) if "mask" in tensors else length
+    if start < 0 or pairs < 1 or start + pairs >= stream.tokens:
         raise ExportError(f"{root}: window {index} begins beyond its {stream.tokens} tokens")
-    ids = stream.read(start, start + length + 1).tolist()
-    documents = stream.documents(start, start + length).tolist()
+    ids = stream.read(start, start + pairs + 1).tolist()
+    padding = [manifest.padding] * (length - pairs)
+    documents = stream.documents(start, start + pairs).tolist()
     names = [file["name"] for file in manifest.corpus["files"]]
     if not all(0 <= document < len(names) for document in documents):
         raise ExportError(f"{root}: window {index} is of a document that the manifest lacks")
@@ -153,8 +163,9 @@ def window_record(
         "documents": [
             {"index": document, "name": names[document]} for document in sorted(set(documents))
         ],
-        "input_ids": ids[:-1],
-        "target_ids": ids[1:],
+        "padded_places": len(padding),
+        "input_ids": ids[:-1] + padding,
+        "target_ids": ids[1:] + padding,
         "input_text": tokenizer.decode(ids[:-1]),
         "target_text": tokenizer.decode(ids[1:]),
         "tensors": {
@@ -174,6 +185,7 @@ def show_window(console: Console, record: Mapping[str, Any], tensors: Mapping[st
             "documents": ", ".join(f"{d['index']} ({d['name']})" for d in record["documents"]),
             "input": record["input_text"],
             "target": record["target_text"],
+            "padded_places": record["padded_places"],
             "input_ids": _shorten(record["input_ids"]),
             "target_ids": _shorten(record["target_ids"]),
         },

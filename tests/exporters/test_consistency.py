@@ -74,6 +74,21 @@ def set_in(value: Document, key: str, new: object) -> None:
             id="tensor-left-out",
         ),
         pytest.param(
+            lambda d: set_in(d["windows"], "boundaries", "split"),
+            "windows.boundaries is 'split', but job.boundaries is another",
+            id="boundaries",
+        ),
+        pytest.param(
+            lambda d: set_in(d["job"], "tail", "pad"),
+            "windows.tail is 'drop', but job.tail is another",
+            id="tail",
+        ),
+        pytest.param(
+            lambda d: set_in(files(d, "windows")[0], "kind", "starts"),
+            "its files hold 4 starts, but it says 0",
+            id="starts",
+        ),
+        pytest.param(
             lambda d: set_in(d["layer"], "weights_sha256", "0" * 64),
             "weights.safetensors: is not the layer",
             id="weights",
@@ -96,6 +111,9 @@ def test_a_manifest_that_contradicts_itself_is_found(
         ("--sampling", "random", "--batches", 3),
         ("--stride", 5, "--layout", "bthd", "--dtype", "bfloat16"),
         ("--stride", 40, "--no-save-weights"),
+        ("--boundaries", "split", "--tail", "pad"),
+        ("--boundaries", "split", "--artifact", "compact"),
+        ("--tail", "pad"),
     ],
     ids=lambda options: "-".join(str(option).strip("-") for option in options),
 )

@@ -46,3 +46,39 @@ def test_the_lines_give_the_bits_of_the_export(
         exec("\n".join(lines).replace("i, t = 0,", f"i, t = {index},"), names)
         for name in "qkv":
             assert torch.equal(names[name], windows[index][name])
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--tail", "pad"),
+        ("--boundaries", "split", "--tail", "pad", "--stride", 12),
+        ("--boundaries", "split"),
+        ("--boundaries", "split", "--sampling", "random"),
+    ],
+    ids=["pad", "split-pad", "split", "split-random"],
+)
+def test_the_lines_know_documents_and_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], positions: str
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", a="How vexingly quick! " * 20, b="Daft zebras. " * 9)
+    rotary = 8 if positions == "rope" else 0
+    layer = random_layer(d=48, heads=6, norm="layernorm", vocabulary_size=50257, rotary=rotary)
+    save_layer(tmp_path, "w.safetensors", layer)
+    out = tmp_path / "out"
+    succeed(
+        "run", corpus, "--out", out, "--artifact", "compact", "--context-length", 16, *options,
+        "--weights", tmp_path / "w.safetensors", "--device", "cpu", "--tokenizer", "gpt2",
+    )  # fmt: skip
+    lines = read_manifest(out).expand
+    assert lines is not None
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 120
+    windows = open_export(out)
+    monkeypatch.chdir(out)
+    for index in range(len(windows)):
+        names: dict[str, Any] = {}
+        exec("\n".join(lines).replace("i, t = 0,", f"i, t = {index},"), names)
+        for name in "qkv":
+            assert torch.equal(names[name], windows[index][name])

@@ -34,6 +34,8 @@ def test_a_header_of_our_own(tmp_path: Path) -> None:
         "b": TensorEntry("int64", (0, 4)),
     }
     assert header.metadata == {"key": "value"}
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert header.begins == {"a": size - 24, "b": size - 24}
 
 
 @pytest.mark.parametrize(

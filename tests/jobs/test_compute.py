@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,7 +158,7 @@ def test_places_of_windows_are_written_without_reading_their_tokens(
     most = 0
     cut = cut_windows
 
-    def counted(stream: TokenStream, starts: torch.Tensor, length: int, **options: bool) -> Windows:
+    def counted(stream: TokenStream, starts: torch.Tensor, length: int, **options: Any) -> Windows:
         nonlocal most
         most = max(most, length * len(starts))
         return cut(stream, starts, length, **options)

@@ -44,6 +44,7 @@ def test_random_sampling_draws_one_batch_unless_told() -> None:
         ({"export": ("qkv", "logits")}, "--export logits"),
         ({"batches": 0}, "--batches 0"),
         ({"shard_size": 0}, "--shard-size 0"),
+        ({"sampling": "random", "tail": "pad"}, "--tail pad has no effect"),
         ({"vocab_size": "²"}, "--vocab-size ²"),
         ({"vocab_size": "-5"}, "--vocab-size -5"),
         ({"export": ("tokens",), "weights": Path("w")}, "--weights has no effect"),

@@ -32,6 +32,13 @@ def test_the_tensors_of_a_window() -> None:
     assert 3 * window_bytes(plans) == sum(buffer.nbytes for buffer in buffers.values())
 
 
+def test_padded_windows_have_a_mask_whatever_is_exported() -> None:
+    for export in (("tokens",), ("features",), ("qkv",)):
+        plans = shard_tensors(config(export=export, tail="pad"), LAYER)
+        assert (plans["mask"].dtype, plans["mask"].shape) == (torch.bool, (8,))
+    assert "mask" not in shard_tensors(config(boundaries="split"), LAYER)
+
+
 def test_the_other_layout_and_a_half_dtype() -> None:
     plans = shard_tensors(config(layout="bthd", dtype="bfloat16"), LAYER)
     assert plans["k"].shape == (8, 2, 16)

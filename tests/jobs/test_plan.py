@@ -9,6 +9,7 @@ from exporters.manifest import read_manifest
 from tests.helpers import DATA, SMALL, qkvmill, random_layer, succeed
 
 ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
+SPLIT = ("--boundaries", "split", "--tail", "pad", "--context-length", 100)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,10 @@ ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
         (*SMALL, "--method", "direct"),
         (*SMALL, "--artifact", "compact", "--positions", "rope"),
         (*SMALL, "--artifact", "compact", "--positions", "rope", "--pre-rope"),
+        (*SMALL, *SPLIT, "--method", "tables"),
+        (*SMALL, *SPLIT, "--artifact", "compact", "--batches", 5),
+        (*SMALL, "--boundaries", "split", "--sampling", "random", "--batches", 3),
+        (*SMALL, "--tail", "pad", "--stride", 7, "--separator", "none", "--method", "tables"),
     ],
     ids=[
         "all",
@@ -38,6 +43,10 @@ ALL = ("--export", "tokens", "--export", "features", "--export", "qkv")
         "direct",
         "rope",
         "pre-rope",
+        "split",
+        "split-compact",
+        "split-random",
+        "pad",
     ],
 )
 def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, ...]) -> None:
@@ -48,13 +57,16 @@ def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, .
     run = succeed("run", corpus, "--out", out, *options, "--json").json
     for name in ("documents", "tokens", "windows", "shards", "skipped_files"):
         assert plan[name] == run[name], name
+    for name in ("boundaries", "tail", "padded_windows", "padded_places", "short_documents"):
+        assert plan[name] == run[name], name
     for name in ("distinct_tokens", "device", "kernel", "reason", "method", "method_reason"):
         assert plan[name] == run[name], name
     assert plan["dropped_tokens"] in (None, run["dropped_tokens"])
     assert plan["obstacle"] is None
-    stored = {"tokens": 0, "weights": 0, "tables": 0, "windows": 0}
+    stored = {"tokens": 0, "weights": 0, "tables": 0, "windows": 0, "starts": 0}
     for entry in read_manifest(out).files:
         stored[entry.kind] += sum(t.nbytes for t in load_file(out / entry.name).values())
+    stored["windows"] += stored.pop("starts")
     assert stored == {
         "tokens": plan["token_bytes"],
         "weights": plan["weight_bytes"],
