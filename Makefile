@@ -17,7 +17,7 @@ setup: .venv/installed
 	@touch .venv/installed
 
 demo: setup
-	$(VENV) -m jobs run data --out out/demo --context-length 256 --d-model 64 --heads 4 --overwrite
+	$(VENV) -m jobs run data/corpus --out out/demo --context-length 256 --d-model 64 --heads 4 --overwrite
 	$(VENV) -m jobs verify out/demo
 	@echo
 	@echo 'Load it with plain safetensors:'

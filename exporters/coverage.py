@@ -173,6 +173,6 @@ def _rows(
     dtype = np.dtype(declared["dtype"])
     row = prod(rest) * dtype.itemsize
     with open_regular(own_file(root, entry.name)) as file:
-        file.seek(header.begins[name] + first * row)
+        file.seek(header.tensors[name].first_byte + first * row)
         data = bytearray(file.read((stop - first) * row))
     return torch.from_numpy(np.frombuffer(data, dtype).reshape(stop - first, *rest))

@@ -50,7 +50,8 @@ class Manifest:
 
     job         every option that shapes bytes, with its default filled in
     software    versions of what computed
-    corpus      the files in order, their bytes and hashes; skipped files; replaced sequences
+    corpus      the files in order, their bytes, hashes and counts; skipped files; replaced
+                sequences; bad records, the first of them listed
     tokenizer   name, hash of the vocabulary, its size
     tokens      count, documents, separators, largest id, distinct ids
     windows     count, context length, stride (None where they are random), boundaries and tail,
@@ -269,9 +270,16 @@ def _is_document(value: object) -> bool:
     return isinstance(value, dict) and all(
         check(value[key])
         for key, check in (
-            ("name", _is_text), ("bytes", _is_count), ("sha256", _is_text), ("tokens", _is_count)
+            ("name", _is_text), ("bytes", _is_count), ("sha256", _is_text), ("tokens", _is_count),
+            ("documents", _is_count),
         )
     )  # fmt: skip
+
+
+def _is_bad_record(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(value[key]) for key in ("file", "place", "reason")
+    )
 
 
 SECTIONS: dict[str, dict[str, Check]] = {
@@ -289,6 +297,8 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "bytes": _is_count,
         "skipped_files": _is_count,
         "replaced_sequences": _is_count,
+        "bad_records": _is_count,
+        "listed": _is_list_of(_is_bad_record),
     },
     "tokenizer": {
         "name": _is_text,

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +33,7 @@ class TensorEntry:
 
     dtype: str
     shape: tuple[int, ...]
+    first_byte: int = field(default=0, compare=False)  # in the file
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Header:
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
-    begins: dict[str, int]  # name -> the place in the file of the tensor's first byte
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -100,32 +100,33 @@ def read_header(path: Path) -> Header:
         OSError: if the file cannot be read.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        if start + file.read(len(LFS_START) - 8) == LFS_START:
-            raise ExportError(
-                f"{path} only stands for a file of git-lfs; fetch it with git lfs pull"
-            )
-        file.seek(8)
-        if len(start) < 8:
-            raise ExportError(f"{path} is not a safetensors file: it has {len(start)} bytes")
-        length = struct.unpack("<Q", start)[0]
-        if length > min(size - 8, MAX_HEADER_BYTES):
-            raise ExportError(
-                f"{path} is not a safetensors file: its first 8 bytes announce a header of "
-                f"{length} bytes, beyond the file's end or the limit of {MAX_HEADER_BYTES}"
-            )
-        raw = file.read(length)
+        return header_of(path, file, os.fstat(file.fileno()).st_size)
+
+
+def header_of(path: Path | str, file: BinaryIO, size: int) -> Header:
+    """As read_header, of an open file of `size` bytes that messages call `path`."""
+    start = file.read(8)
+    if start + file.read(len(LFS_START) - 8) == LFS_START:
+        raise ExportError(f"{path} only stands for a file of git-lfs; fetch it with git lfs pull")
+    file.seek(8)
+    if len(start) < 8:
+        raise ExportError(f"{path} is not a safetensors file: it has {len(start)} bytes")
+    length = struct.unpack("<Q", start)[0]
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise ExportError(
+            f"{path} is not a safetensors file: its first 8 bytes announce a header of "
+            f"{length} bytes, beyond the file's end or the limit of {MAX_HEADER_BYTES}"
+        )
+    raw = file.read(length)
     try:
         declared = json.loads(raw.decode(), object_pairs_hook=_unique)
         if not isinstance(declared, dict):
             raise ValueError("it is not an object")
         metadata = _metadata(declared.pop("__metadata__", {}))
-        tensors = _tensors(declared, size - 8 - length)
+        tensors = _tensors(declared, 8 + length, size)
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} has a damaged safetensors header: {error}") from error
-    begins = {name: 8 + length + declared[name]["data_offsets"][0] for name in tensors}
-    return Header(tensors, metadata, begins)
+    return Header(tensors, metadata)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,7 +142,8 @@ def _metadata(value: object) -> dict[str, str]:
     return value
 
 
-def _tensors(declared: dict[str, Any], data_bytes: int) -> dict[str, TensorEntry]:
+def _tensors(declared: dict[str, Any], data_start: int, size: int) -> dict[str, TensorEntry]:
+    data_bytes = size - data_start
     tensors: dict[str, TensorEntry] = {}
     stretches = []
     for name, entry in declared.items():
@@ -152,10 +154,11 @@ def _tensors(declared: dict[str, Any], data_bytes: int) -> dict[str, TensorEntry
             raise ValueError(f"{name!r} has the dtype {dtype!r}, which is not known here")
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise ValueError(f"{name!r} has a shape or offsets that are not whole numbers")
-        size = _bytes(name, dtype, shape)
-        if offsets[1] - offsets[0] != size:
-            raise ValueError(f"{name!r} has {offsets[1] - offsets[0]} bytes, but needs {size}")
-        tensors[name] = TensorEntry(DTYPES.get(dtype, dtype), tuple(shape))
+        needed = _bytes(name, dtype, shape)
+        if offsets[1] - offsets[0] != needed:
+            raise ValueError(f"{name!r} has {offsets[1] - offsets[0]} bytes, but needs {needed}")
+        place = data_start + offsets[0]
+        tensors[name] = TensorEntry(DTYPES.get(dtype, dtype), tuple(shape), place)
         stretches.append((offsets[0], offsets[1]))
     end = 0
     for first, last in sorted(stretches):

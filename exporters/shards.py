@@ -149,4 +149,6 @@ def _header(declared: Mapping[str, Shape], metadata: tuple[str, str] | None) -> 
 
 def _bytes(piece: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
+    if piece.numel() == 0:  # whose stride may be 0
+        return memoryview(b"")
     return piece.reshape(-1).view(torch.uint8).numpy().data

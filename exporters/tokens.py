@@ -5,8 +5,8 @@ document_starts  int64 [m]    where the documents that begin in this part begin,
                               the start of the whole stream
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord
-from exporters.safefile import open_tensors
+from exporters.safefile import TensorEntry, read_header
 from exporters.shards import write_tensors
 
 PART_TOKENS = 1 << 24  # 64 MiB of ids, the most that the writer holds
+DTYPES: dict[str, np.dtype[Any]] = {
+    "input_ids": np.dtype(np.int32),
+    "document_starts": np.dtype(np.int64),
+}
+NO_STARTS: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,9 @@ class IdSet:
         if self.largest >= len(self._flags):
             self._flags = np.pad(self._flags, (0, self.largest + 1 - len(self._flags)))
         self._flags[ids] = True
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and 0 <= number <= self.largest and bool(self._flags[number])
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._flags))
@@ -91,36 +98,42 @@ class TokenWriter:
         self.seen = IdSet()
         self._on_part = on_part
         self._kept = TokenStream(root, kept)
-        self._kept_documents = sum(part.documents for part in kept)
         # A part that holds fewer was the last.
         self._ended = bool(kept) and kept[-1].tokens < part_tokens
         self._ids: NDArray[np.int32] = np.empty(part_tokens, np.int32)
         self._filled = 0
-        self._starts: list[int] = []
+        self._starts = array("q")  # of documents, from the first unwritten id on
+        self._waiting = 0  # documents that begin where the stream ends so far
         for part in kept:
             stop = part.first_token + part.tokens
             self.seen.add(self._kept.read(part.first_token, stop).numpy())
 
-    def start_document(self) -> None:
-        """The next ids begin a document."""
-        if self.tokens >= self._kept.tokens:
-            self._starts.append(self.tokens)
-        elif self.documents == self._kept_documents:
-            raise OtherTokensError(f"a document begins at token {self.tokens} where none did")
-        self.documents += 1
+    def append(self, ids: NDArray[Any], starts: NDArray[np.int64] = NO_STARTS) -> None:
+        """Add ids [n], any integer type, to the stream; documents begin before ids[starts].
 
-    def append(self, ids: NDArray[Any]) -> None:
-        """Add ids [n], any integer type, to the stream."""
+        A start may be n: that of a document without ids, or whose ids come next.
+        """
+        self.documents += len(starts)
+        if len(ids) == 0:
+            self._waiting += len(starts)
+            return
+        within = starts[starts < len(ids)]
+        places = self.tokens + np.concatenate([np.zeros(self._waiting, np.int64), within])
+        self._waiting = len(starts) - len(within)
         skipped = min(len(ids), max(0, self._kept.tokens - self.tokens))
         if skipped:
-            kept = self._kept.read(self.tokens, self.tokens + skipped)
-            if not np.array_equal(kept.numpy(), ids[:skipped]):
+            stop = self.tokens + skipped
+            if not np.array_equal(self._kept.read(self.tokens, stop).numpy(), ids[:skipped]):
                 raise OtherTokensError(f"the ids from token {self.tokens} on are others")
+            if not np.array_equal(self._kept.starts(self.tokens, stop), places[places < stop]):
+                raise OtherTokensError(f"documents begin elsewhere from token {self.tokens} on")
+            places = places[places >= stop]
         self.tokens += skipped
         ids = ids[skipped:]
         if self._ended and len(ids):
             raise OtherTokensError(f"the stream goes on at token {self.tokens}, where it ended")
         self.seen.add(ids)
+        self._starts.frombytes(places.tobytes())
         while len(ids):
             taken = ids[: len(self._ids) - self._filled]
             self._ids[self._filled : self._filled + len(taken)] = taken
@@ -134,44 +147,39 @@ class TokenWriter:
         """Write what is left and return the parts."""
         if self.tokens < self._kept.tokens:
             raise OtherTokensError(f"the stream ends at token {self.tokens}, before it did")
-        if self._filled or self._starts:
-            self._write_part()
+        last = np.full(self._waiting, self.tokens, np.int64)
+        if self._ended:
+            if len(self._kept.starts(self.tokens, self.tokens + 1)) != self._waiting:
+                raise OtherTokensError(f"documents begin elsewhere at token {self.tokens}")
+        elif self._filled or len(last):
+            self._starts.frombytes(last.tobytes())
+            self._write_part(last=True)
         return tuple(self.parts)
 
-    def _write_part(self) -> None:
-        first = self.tokens - self._filled
+    def _write_part(self, *, last: bool = False) -> None:
         # A document may start where this part ends: its tokens, and so its start, are the next's.
-        own = [start for start in self._starts if start < self.tokens]
-        later = self._starts[len(own) :]
+        starts = np.array(self._starts, np.int64)
+        count = len(starts) if last else int(np.searchsorted(starts, self.tokens))
+        own, self._starts = starts[:count], self._starts[count:]
         name = f"tokens/tokens-{len(self.parts) + 1:05d}.safetensors"
         tensors = {
             "input_ids": torch.from_numpy(self._ids[: self._filled]),
-            "document_starts": torch.tensor(own, dtype=torch.int64),
+            "document_starts": torch.from_numpy(own),
         }
         part = TokenPart(
             file=write_tensors(self.root, name, tensors, ("format", "pt")),
-            first_token=first,
+            first_token=self.tokens - self._filled,
             tokens=self._filled,
-            first_document=self.documents - len(self._starts),
+            first_document=sum(part.documents for part in self.parts),
             documents=len(own),
         )
         self.parts.append(part)
-        self._starts = later
         self._filled = 0
         self._on_part(part)
 
 
-@contextmanager
-def _readable(root: Path) -> Iterator[None]:
-    """Turn what the library raises for a file that it cannot read into an ExportError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"the tokens of {root} could not be read: {error}") from error
-
-
 class TokenStream:
-    """Reads stretches of a stream that TokenWriter wrote; its files stay open.
+    """Reads stretches of a stream that TokenWriter wrote, in plain reads: nothing is mapped.
 
     Every method raises ExportError where a file cannot be read.
     """
@@ -181,32 +189,32 @@ class TokenStream:
         self._root = root
         self._parts = parts
         self._ends = np.array([part.first_token + part.tokens for part in parts])
-        with _readable(root):
-            self._files: list[Any] = [open_tensors(root / part.file.name) for part in parts]
-        self._starts = (-1, torch.empty(0, dtype=torch.int64))
+        self._places = [self._header(part) for part in parts]
+        self._starts: tuple[int, NDArray[np.int64]] = (-1, NO_STARTS)
 
     def read(self, start: int, stop: int) -> Tensor:
         """The ids of the stretch [start, stop), int32."""
-        pieces = []
-        with _readable(self._root):
-            for index, low, high in self._overlaps(start, stop):
-                pieces.append(self._files[index].get_slice("input_ids")[low:high])
+        pieces = [
+            torch.from_numpy(self._read(index, "input_ids", low, high))
+            for index, low, high in self._overlaps(start, stop)
+        ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def document_starts(self) -> list[int]:
-        """Where documents begin, in all parts."""
-        with _readable(self._root):
-            return [
-                place
-                for file in self._files
-                for place in file.get_tensor("document_starts").tolist()
-            ]
+    def starts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Where the documents that begin in [start, stop) of the stream do, int64."""
+        found = [NO_STARTS]
+        for index, part in enumerate(self._parts):
+            # A document without tokens may begin where the last part ends.
+            if part.first_token < stop and start <= part.first_token + part.tokens:
+                places = self._read(index, "document_starts", 0, part.documents)
+                low, high = np.searchsorted(places, [start, stop])
+                found.append(places[low:high])
+        return np.concatenate(found)
 
     def document_start_parts(self) -> Iterator[Tensor]:
         """Where documents begin, int64, part by part."""
-        with _readable(self._root):
-            for file in self._files:
-                yield file.get_tensor("document_starts")
+        for index, part in enumerate(self._parts):
+            yield torch.from_numpy(self._read(index, "document_starts", 0, part.documents))
 
     def documents(self, start: int, stop: int) -> Tensor:
         """The document of each token of [start, stop), int32, counted from 0.
@@ -219,12 +227,12 @@ class TokenStream:
             # The last part's starts are kept; threads may replace each other's, but use their own.
             kept, starts = self._starts
             if kept != index:
-                with _readable(self._root):
-                    starts = self._files[index].get_tensor("document_starts")
+                starts = self._read(index, "document_starts", 0, part.documents)
                 self._starts = (index, starts)
-            places = torch.arange(part.first_token + low, part.first_token + high)
-            before = torch.searchsorted(starts, places, right=True)
-            pieces.append((before + (part.first_document - 1)).to(torch.int32))
+            places = np.arange(part.first_token + low, part.first_token + high)
+            before = np.searchsorted(starts, places, side="right")
+            owners = (before + (part.first_document - 1)).astype(np.int32)
+            pieces.append(torch.from_numpy(owners))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _overlaps(self, start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -238,3 +246,29 @@ class TokenStream:
             low, high = max(start - part.first_token, 0), min(stop - part.first_token, part.tokens)
             overlaps.append((index, low, high))
         return overlaps
+
+    def _header(self, part: TokenPart) -> dict[str, int]:
+        """Where the tensors of a part begin in its file, by name."""
+        path = self._root / part.file.name
+        try:
+            tensors = read_header(path).tensors
+            for name, count in (("input_ids", part.tokens), ("document_starts", part.documents)):
+                if tensors[name] != TensorEntry(DTYPES[name].name, (count,)):
+                    raise ExportError(f"{path}: {name} is not as the manifest says")
+            return {name: tensors[name].first_byte for name in DTYPES}
+        except KeyError as error:
+            raise ExportError(f"{path} has no tensor {error}") from error
+        except OSError as error:
+            raise ExportError(f"the tokens of {self._root} could not be read: {error}") from error
+
+    def _read(self, index: int, name: str, low: int, high: int) -> NDArray[Any]:
+        """The values [low, high) of a tensor of a part."""
+        path = self._root / self._parts[index].file.name
+        place = self._places[index][name] + low * DTYPES[name].itemsize
+        try:
+            values: NDArray[Any] = np.fromfile(path, DTYPES[name], high - low, offset=place)
+        except OSError as error:
+            raise ExportError(f"the tokens of {self._root} could not be read: {error}") from error
+        if len(values) != high - low:
+            raise ExportError(f"{path} is cut short")
+        return values

@@ -5,12 +5,20 @@ from pathlib import Path
 
 from jobs.config import JobConfig
 from jobs.errors import ConfigError
+from jobs.inputs.files import LIST, Corpus
+from jobs.inputs.locations import STDIN, is_url
 
 
-def check_apart(config: JobConfig) -> None:
+def check_apart(config: JobConfig, corpus: Corpus) -> None:
     """Raise ConfigError if the corpus or --weights lie in --out, where links lead too."""
-    weights = [("--weights", config.weights)] if config.weights is not None else []
-    for name, path in [*(("the corpus", path) for path in config.corpus), *weights]:
+    given = [path for path in config.corpus if not path.startswith(LIST)]
+    # Of what patterns and lists name; folders of a corpus leave --out out.
+    folders = {os.path.dirname(file.location) for file in corpus.files if not is_url(file.location)}
+    inputs = [("the corpus", path) for path in (*given, *sorted(folders))
+              if path not in (STDIN, "") and not is_url(path)]  # fmt: skip
+    if config.weights is not None:
+        inputs.append(("--weights", str(config.weights)))
+    for name, path in inputs:
         if lies_in(path, config.out):
             raise ConfigError(
                 f"{name} {path} lies in --out {config.out}, whose files are replaced; "
@@ -18,6 +26,6 @@ def check_apart(config: JobConfig) -> None:
             )
 
 
-def lies_in(path: Path, folder: Path) -> bool:
+def lies_in(path: Path | str, folder: Path) -> bool:
     """Whether path is folder or something in it, links followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

@@ -15,8 +15,8 @@ from torch import Tensor
 from exporters.tokens import TokenStream, TokenWriter
 from jobs.choose_tokenizer import tokenizer_of
 from jobs.config import JobConfig, check_device
-from jobs.corpus import find_files
 from jobs.errors import ConfigError, DisagreementError
+from jobs.inputs.files import find_files
 from jobs.progress import Reporter
 from jobs.tokenise import tokenise
 from jobs.ways import Way, make_ways
@@ -38,7 +38,7 @@ class BenchConfig:
 
     d_model: int
     heads: int
-    corpus: tuple[Path, ...] = ()
+    corpus: tuple[str, ...] = ()
     context_length: int = 1024
     tokens: int = 65536
     vocabulary_size: int = VOCABULARY_SIZE

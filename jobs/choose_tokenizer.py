@@ -1,14 +1,16 @@
 """Which tokenizer is meant: one of tiktoken's by name, or that of a model's folder or file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from exporters.manifest import MANIFEST, read_manifest
 from jobs.config import JobConfig
-from jobs.errors import ConfigError, TokenizerError
+from jobs.errors import ConfigError, CorpusError, TokenizerError
 from jobs.hf_tokenizer import FILE, load_file
+from jobs.inputs.folders import TOKENS
 from jobs.tokenizer import ENCODINGS, Tokenizer, load_encoding
 
 DEFAULT = "cl100k_base"
@@ -100,6 +102,25 @@ def tokenizer_of_export(export: Path, record: Mapping[str, Any], given: str | No
         f"--tokenizer {given!r} is not the tokenizer {name!r} that {export} was made with: "
         "its hash is another"
     )
+
+
+def check_exported(paths: Iterable[str], tokenizer: Tokenizer) -> None:
+    """Raise CorpusError if an export in a corpus has tokens of another tokenizer.
+
+    Args:
+        paths: the corpus as it was given.
+    """
+    for path in paths:
+        if not os.path.isfile(os.path.join(path, MANIFEST)) or not os.path.isdir(
+            os.path.join(path, TOKENS)
+        ):
+            continue
+        made = read_manifest(Path(path)).tokenizer
+        if made["vocabulary_sha256"] != tokenizer.vocabulary_sha256:
+            raise CorpusError(
+                f"{path} is an export with tokens of {made['name']}, not of {tokenizer.name}; give "
+                "--tokenizer of that export"
+            )
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int, where: str) -> None:

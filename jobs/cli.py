@@ -63,7 +63,10 @@ def cli() -> None:
 @job_options
 @output_options
 def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Tokenize CORPUS (.txt files and folders of them), compute, and export to --out."""
+    """Tokenize CORPUS, compute, and export to --out.
+
+    CORPUS: files, folders, patterns, URLs, @ and a file that lists them, or - for standard input.
+    """
     config = JobConfig(**options)
     with stoppable() as check:
         reporter = Reporter(quiet=quiet or as_json, check=check, began=program_began)
@@ -74,10 +77,16 @@ def run_command(quiet: bool, as_json: bool, **options: Any) -> None:
 
 @cli.command("plan", short_help="Say what run would do; write nothing.")
 @partial(job_options, needed=False)
+@option("--exact", is_flag=True,
+        help="Read the whole corpus, also where it is large, and estimate nothing.")  # fmt: skip
 @output_options
 @click.pass_context
-def plan_command(ctx: click.Context, /, quiet: bool, as_json: bool, **options: Any) -> None:
+def plan_command(
+    ctx: click.Context, /, exact: bool, quiet: bool, as_json: bool, **options: Any
+) -> None:
     """Say what run would do with the same options, and write nothing.
+
+    Of a corpus of more than 16 MB a sample is read, and its tokens are estimated, with the error.
 
     Without CORPUS, say what tables of the model in the folder --weights would take and save; of it
     only config.json is needed.
@@ -86,7 +95,7 @@ def plan_command(ctx: click.Context, /, quiet: bool, as_json: bool, **options: A
     if options["corpus"]:
         if options["out"] is None:
             raise click.UsageError("Missing option '--out'.")
-        result = plan_job(JobConfig(**options), Reporter(quiet=quiet or as_json))
+        result = plan_job(JobConfig(**options), Reporter(quiet=quiet or as_json), exact=exact)
     else:
         _check_needless(ctx, ("config", "weights", "context_length", "quiet", "as_json"))
         if options["weights"] is None:
@@ -190,7 +199,7 @@ def expand_command(
 
 
 @cli.command("bench", short_help="Time our ways against torch's.")
-@argument("corpus", nargs=-1, type=SafePath(path_type=Path))
+@argument("corpus", nargs=-1, type=SafePath())
 @option(
     "--d-model",
     type=COUNT,
@@ -237,7 +246,7 @@ def expand_command(
 )
 @output_options
 def bench_command(
-    corpus: tuple[Path, ...],
+    corpus: tuple[str, ...],
     d_model: tuple[int, ...],
     heads: int | None,
     quiet: bool,

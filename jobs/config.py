@@ -10,6 +10,7 @@ from kernels.layer import DTYPES, Positions
 from kernels.method import Asked
 
 Sampling = Literal["sequential", "random"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "npy", "bin", "safetensors"]
 Boundaries = Literal["ignore", "split"]
 Tail = Literal["drop", "pad"]
 
@@ -32,7 +33,7 @@ class JobConfig:
         ConfigError: if options are out of range, contradict each other, or would have no effect.
     """
 
-    corpus: tuple[Path, ...]
+    corpus: tuple[str, ...]  # as jobs/inputs/files.py takes them
     out: Path
     tokenizer: str | None = None  # jobs/choose_tokenizer.py says what None stands for
     context_length: int = 1024
@@ -60,7 +61,13 @@ class JobConfig:
     device: str = "auto"
     tf32: bool = False
     shard_size: int = 512_000_000
+    format: Format | None = None  # None: by the name of each file
+    text_field: str = "text"
+    token_dtype: Literal["uint16", "uint32"] | None = None
     text_errors: Literal["strict", "replace"] = "strict"
+    bad_records: Literal["fail", "skip"] = "fail"
+    max_record_bytes: int = 64 << 20
+    workers: int | None = None  # None: one for each core
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -68,7 +75,8 @@ class JobConfig:
             raise ConfigError("no corpus is given; name files or folders of text")
         least = {
             "context_length": 1, "d_model": 1, "heads": 1, "kv_heads": 1, "batch_size": 1,
-            "stride": 1, "batches": 1, "seed": 0, "shard_size": 1,
+            "stride": 1, "batches": 1, "seed": 0, "shard_size": 1, "max_record_bytes": 1,
+            "workers": 1,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -81,6 +89,8 @@ class JobConfig:
         for name in self.export:
             if name not in EXPORTS:
                 raise ConfigError(f"--export {name} is not one of {', '.join(EXPORTS)}")
+        if not self.text_field:
+            raise ConfigError("--text-field is empty; name the field that holds the text")
         if self.sampling == "random" and self.stride is not None:
             raise ConfigError("--stride has no effect with --sampling random; leave one out")
         if self.sampling == "random" and self.tail == "pad":
@@ -187,7 +197,7 @@ class JobConfig:
 
         The tokenizer has a section of its own.
         """
-        elsewhere = ("corpus", "out", "tokenizer", "weights", "device", "overwrite")
+        elsewhere = ("corpus", "out", "tokenizer", "weights", "device", "overwrite", "workers")
         options = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         if self.sampling == "sequential":
             options["stride"] = self.window_stride

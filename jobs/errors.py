@@ -1,7 +1,6 @@
 """Errors about options, corpora and tokenizers; the whole tree is drawn in kernels/errors.py."""
 
 import errno
-from pathlib import Path
 
 from kernels.errors import QkvmillError
 
@@ -15,18 +14,22 @@ class CorpusError(QkvmillError):
 
 
 class ChangedCorpusError(CorpusError):
-    """A document that has changed since its tokens were written; `path` is which."""
+    """A file that has changed since its tokens were written; `location` is which."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, location: str) -> None:
+        self.location = location
         super().__init__(
-            f"{path} has changed since its tokens were written; put it back as it was, or "
+            f"{location} has changed since its tokens were written; put it back as it was, or "
             "give --overwrite to start over"
         )
 
 
 class TokenizerError(QkvmillError):
     """A vocabulary that is missing, damaged, or not the one that is needed."""
+
+
+class WorkerError(QkvmillError):
+    """A process of the job died."""
 
 
 class DisagreementError(QkvmillError):

@@ -6,7 +6,7 @@ from exporters.layerfile import layer_record
 from exporters.manifest import Manifest
 from exporters.strays import WEIGHTS
 from jobs.config import JobConfig
-from jobs.corpus import Corpus
+from jobs.inputs.files import Corpus
 from jobs.modelconfig import Model
 from jobs.tokenizer import Tokenizer
 from jobs.versions import versions

@@ -5,14 +5,14 @@ import reprlib
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click import Choice, argument, option
 
 from exporters.errors import ExportError
 from exporters.safefile import open_regular
-from jobs.config import D_MODEL, EXPORTS, HEADS
+from jobs.config import D_MODEL, EXPORTS, HEADS, Format
 from jobs.tokenizer import ENCODINGS
 from kernels.layer import DTYPES
 
@@ -122,7 +122,7 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
     """
     path = SafePath(path_type=Path)
     options = [
-        argument("corpus", nargs=-1, required=needed, type=path),
+        argument("corpus", nargs=-1, required=needed, type=SafePath(allow_dash=True)),
         option("--out", required=needed, type=path, help="Folder of the export."),
         option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
                      help="TOML file with any of these options by name; flags win over it."),
@@ -131,6 +131,21 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
                      "tokenizer.json."),
         option("--separator", type=Choice(["eot", "none"]), default="eot", show_default=True,
                      help="What stands between documents: the end-of-text token or nothing."),
+        option("--format", type=Choice(get_args(Format)), show_default="by each file's name",
+                     help="Read all files as this, and standard input, which is text else."),
+        option("--text-field", default="text", show_default=True,
+                     help="Field or column that holds the text; a.b is b within a."),
+        option("--token-dtype", type=Choice(["uint16", "uint32"]),
+                     show_default="uint16 where all ids fit it",
+                     help="Type of the ids in .bin files."),
+        option("--bad-records", type=Choice(["fail", "skip"]), default="fail", show_default=True,
+                     help="Lines and rows that hold no text, and empty files: stop, or leave "
+                     "them out and count them."),
+        option("--max-record-bytes", type=Size(), default="64MiB", show_default=True,
+                     help="Most bytes of a line or row of JSON lines, CSV, TSV or Parquet."),
+        option("--workers", type=click.IntRange(1, 1024),
+                     show_default="one for each core; 1 for a small corpus",
+                     help="Processes that tokenize."),
         option("--text-errors", type=Choice(["strict", "replace"]), default="strict",
                      show_default=True,
                      help="Bytes that are not UTF-8: stop, or put U+FFFD and count them."),

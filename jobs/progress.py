@@ -49,6 +49,11 @@ class Reporter:
         """One line that matters: a choice and its reason, something skipped or counted."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
+    def note_or_stop(self, text: str) -> None:
+        """As `note`, of what goes on for long, such as new attempts; checks first."""
+        self.check()
+        self.note(text)
+
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
         """Time a stage and show how far it is; yields what advances it and counts.

@@ -15,8 +15,8 @@ from exporters.manifest import RUN, FileEntry, Manifest
 from exporters.recipe import recipe
 from exporters.windows import WindowPlan
 from jobs.config import JobConfig
-from jobs.corpus import Corpus
 from jobs.fingerprint import tokenizer_record
+from jobs.inputs.files import Corpus
 from jobs.parameters import Parameters
 from jobs.progress import Reporter
 from jobs.timings import Timing
@@ -43,6 +43,7 @@ class Summary:
     short_documents: int
     skipped_files: int
     replaced_sequences: int
+    bad_records: int
     shards: int
     bytes: int
     device: str | None
@@ -72,6 +73,7 @@ def summary(out: Path, manifest: Manifest, reporter: Reporter) -> Summary:
         short_documents=manifest.windows["short_documents"],
         skipped_files=manifest.corpus["skipped_files"],
         replaced_sequences=manifest.corpus["replaced_sequences"],
+        bad_records=manifest.corpus["bad_records"],
         shards=0 if manifest.compact else len(manifest.of_kind("windows")),
         bytes=sum(entry.bytes for entry in manifest.files),
         device=compute.get("device"),
@@ -102,6 +104,8 @@ def manifest_of(
             "bytes": sum(file["bytes"] for file in totals.files),
             "skipped_files": corpus.skipped_files,
             "replaced_sequences": totals.replaced_sequences,
+            "bad_records": totals.bad_records,
+            "listed": list(totals.listed),
         },
         tokenizer=tokenizer_record(tokenizer),
         tokens={

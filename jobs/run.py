@@ -1,7 +1,6 @@
 """The life of a job: corpus -> tokens -> windows -> (direct | tables) -> shards -> manifest."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from exporters.contents import window_bytes
 from exporters.errors import WeightsError
@@ -11,16 +10,17 @@ from exporters.manifest import Manifest, commit
 from exporters.source import WindowSource
 from exporters.space import HEADROOM, check_space, readable
 from exporters.state import check_claim
-from exporters.strays import bytes_at
+from exporters.strays import WORK, bytes_at
 from exporters.tokens import TokenStream
 from exporters.windows import WindowPlan
 from jobs.apart import check_apart
-from jobs.choose_tokenizer import tokenizer_of
+from jobs.choose_tokenizer import check_exported, tokenizer_of
 from jobs.compute import write_shards
 from jobs.config import JobConfig
-from jobs.corpus import find_files
 from jobs.errors import ConfigError, CorpusError
 from jobs.fingerprint import fingerprint
+from jobs.inputs.files import find_files
+from jobs.inputs.spool import spool
 from jobs.layers import check_ids, load_weights, make_layer, model_of
 from jobs.layershape import LayerShape, layer_shape
 from jobs.outputs import shard_tensors, sizes, windows_per_shard
@@ -50,15 +50,19 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             of ours is left. With --overwrite, what it replaces is gone once the work has begun.
     """
     started = datetime.now(UTC)
-    check_apart(config)
-    corpus = find_files(config.corpus, config.out)
+    corpus = find_files(
+        config.corpus, out=config.out, format=config.format,
+        skip_empty=config.bad_records == "skip",
+    )  # fmt: skip
+    check_apart(config, corpus)
     tokenizer = tokenizer_of(config)
+    check_exported(config.corpus, tokenizer)
     backend = choose_backend(config, reporter)
     model = model_of(config, tokenizer, reporter)
     loaded = load_weights(config, model)
     job = fingerprint(config, corpus, tokenizer, model, loaded, backend)
 
-    def changed_input(manifest: Manifest) -> Path | None:
+    def changed_input(manifest: Manifest) -> str | None:
         return changed_file(corpus, manifest.corpus["files"], reporter)
 
     if not config.overwrite and (done := finished(config.out, job, changed_input, reporter)):
@@ -69,6 +73,9 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
 
     with claimed(config.out, job, overwrite=config.overwrite) as work:
         say_what_is_kept(work, found, reporter)
+        corpus = spool(
+            corpus, config.out / WORK, reporter.note, reporter.check, overwrite=config.overwrite
+        )
         totals, parts = write_stream(config, corpus, tokenizer, work, reporter)
         stream = TokenStream(config.out, parts)
         padding = padding_of(config, tokenizer)

@@ -1,6 +1,8 @@
 """Tables for people: of a summary, a plan, an export, one of its windows."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ STAGES = {
 """What stages and their parts do."""
 
 
+PLAN_ELSEWHERE = ("reads", "scheme", "exact", "sampled_bytes", "tokens_error")
+"""What is shown of a plan, but not under its own name."""
+
+
 def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
     """Names and values, one a line; sizes in bytes become readable."""
     heading = Text(printable(title), style="table.title")
@@ -55,8 +61,21 @@ def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
 
 def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """What a job would do, and what tables of its layer save."""
-    pairs = {name: value for name, value in plan.items() if name not in ("reads", "scheme")}
+    pairs = {name: value for name, value in plan.items() if name not in PLAN_ELSEWHERE}
+    sampled = plan.get("sampled_bytes")
+    if sampled is not None:
+        error = f"{plan['tokens_error']:,}"
+        pairs["tokens"] = f"{plan['tokens']:,} (estimated, +-{error} at 95%)"
+        pairs["distinct_tokens"] = f"{plan['distinct_tokens']:,} (estimated)"
+        for name in ("replaced_sequences", "bad_records", "dropped_tokens"):
+            pairs[name] = "not known from a sample"
     show_pairs(console, "plan", pairs)
+    if sampled is not None:
+        console.print(
+            f"estimated from {readable(sampled)} of {readable(plan['corpus_bytes'])}; "
+            "--exact reads all",
+            soft_wrap=True,
+        )
     if not plan["reads"]:
         return
     console.print(Text(f"reads: {plan['scheme']}", style="table.title"))
@@ -154,14 +173,16 @@ def window_record(
     ids = stream.read(start, start + pairs + 1).tolist()
     padding = [manifest.padding] * (length - pairs)
     documents = stream.documents(start, start + pairs).tolist()
-    names = [file["name"] for file in manifest.corpus["files"]]
-    if not all(0 <= document < len(names) for document in documents):
+    files = manifest.corpus["files"]
+    ends = list(accumulate(file["documents"] for file in files))  # of each file's documents
+    if not all(0 <= document < ends[-1] for document in documents):
         raise ExportError(f"{root}: window {index} is of a document that the manifest lacks")
     return {
         "window": index,
         "start": start,
         "documents": [
-            {"index": document, "name": names[document]} for document in sorted(set(documents))
+            {"index": document, "name": files[bisect_right(ends, document)]["name"]}
+            for document in sorted(set(documents))
         ],
         "padded_places": len(padding),
         "input_ids": ids[:-1] + padding,

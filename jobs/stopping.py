@@ -11,6 +11,9 @@ from kernels.errors import QkvmillError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_check: Callable[[], None] | None = None  # of the job that is under way
+_waits = False
+
 
 class StoppedError(QkvmillError):
     """A signal asked the job to stop; `signum` is which."""
@@ -36,12 +39,15 @@ def stoppable() -> Iterator[Callable[[], None]]:
     for jobs in the background, stays ignored. Outside the main thread, where Python takes no
     signals, nothing is changed.
     """
+    global _check
     came: list[int] = []
 
     def take(signum: int, frame: FrameType | None) -> None:
         if came:
             os._exit(128 + signum)
         came.append(signum)
+        if _waits:
+            check()
 
     def check() -> None:
         if came:
@@ -52,8 +58,29 @@ def stoppable() -> Iterator[Callable[[], None]]:
         return
     taken = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     before = {signum: signal.signal(signum, take) for signum in taken}
+    _check = check
     try:
         yield check
     finally:
+        _check = None
         for signum, handler in before.items() if not came else ():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Where the job waits for another machine: it holds nothing, so a signal stops it at once.
+
+    Raises:
+        StoppedError: anywhere in the block, if a signal came or comes.
+    """
+    global _waits
+    if _check is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, _waits = _waits, True
+    try:
+        _check()
+        yield
+    finally:
+        _waits = before

@@ -1,25 +1,36 @@
 """The token stage of a job: the parts that an unfinished run wrote are kept, the rest written."""
 
-from pathlib import Path
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from exporters.errors import ExportError, OtherTokensError
-from exporters.files import FileRecord, sha256_of
+from exporters.errors import OtherTokensError
+from exporters.files import FileRecord
 from exporters.folder import Work
 from exporters.journal import JOURNAL
 from exporters.kept import drop, start_over
 from exporters.manifest import FileEntry
+from exporters.strays import WORK
 from exporters.tokens import PART_TOKENS, TokenPart, TokenStream, TokenWriter
 from jobs.config import JobConfig
-from jobs.corpus import Corpus
-from jobs.errors import ChangedCorpusError, CorpusError
+from jobs.errors import ChangedCorpusError
+from jobs.inputs.files import Corpus
+from jobs.inputs.locations import STDIN, shown
+from jobs.inputs.opening import hash_input
+from jobs.inputs.stdin import gives_nothing
 from jobs.progress import Reporter
-from jobs.tokenise import TokenTotals, tokenise, totals_of
+from jobs.tokenise import Counts, Done, TokenTotals, tokenise, totals_of
 from jobs.tokenizer import Tokenizer
 
-RECORD = {"name": str, "bytes": int, "sha256": str, "tokens": int, "replaced_sequences": int}
 WRONG = "does not say what is there"
+EMPTY = hashlib.sha256().hexdigest()
 NOTE = "tokens"  # in the journal, once the whole corpus is tokenised
+
+COUNTS = dict.fromkeys(Counts.__dataclass_fields__, int)
+FILE = {"name": str, "bytes": int, "sha256": str} | COUNTS
+LISTED = dict.fromkeys(("file", "place", "reason"), str)
+"""What JSON objects of the journal hold, by name."""
 
 
 def write_stream(
@@ -27,12 +38,12 @@ def write_stream(
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
     """Tokenise the corpus into work.root, from the last part on that is finished.
 
-    With --overwrite, a document that has changed since makes the whole job start over.
+    With --overwrite, a file that has changed since makes the whole job start over.
 
     Raises:
-        ChangedCorpusError: if a document is not what it was when its tokens were kept, as far as
-            they go.
-        CorpusError: if a document cannot be read.
+        ChangedCorpusError: if a file is not what it was when its tokens were kept, as far as they
+            go.
+        CorpusError: if a file cannot be read.
         ExportError: if a part cannot be written.
     """
     try:
@@ -40,7 +51,8 @@ def write_stream(
     except ChangedCorpusError as changed:
         if not config.overwrite:
             raise
-        reporter.note(f"{changed.path} has changed since its tokens were written: starting over")
+        reporter.note(f"{changed.location} has changed since its tokens were written: "
+                      "starting over")  # fmt: skip
         start_over(work)
         return _go_on(config, corpus, tokenizer, work, reporter)
 
@@ -48,114 +60,130 @@ def write_stream(
 def _go_on(
     config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
+    parts: list[TokenPart] = []
+    done, whole = Done(), False
     believed = _are_records(work)
     if believed:
-        parts, files = _kept(work)
-        whole = work.journal.notes.get(NOTE)
-        if whole is not None and whole["parts"] == len(parts):
-            files += whole["files"]
-        # Whatever else is kept was made from all documents that were ever noted.
+        parts, done, whole = _kept(work)
+        # Whatever else is kept was made from all files that were ever noted.
         if changed := changed_file(corpus, _noted(work), reporter):
             raise ChangedCorpusError(changed)
-        believed = _fits(config, corpus, work, parts, files)
+        believed = _fits(corpus, work, parts, done, whole)
     if not believed:
         reporter.note(f"{work.root / JOURNAL} {WRONG}: starting over")
         start_over(work)
-        parts, files = [], []
+        parts, done, whole = [], Done(), False
     names = {part.file.name for part in parts}
     entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
     drop(work, [entry.name for entry in entries if entry.name not in names])
-    noted = whole_files = len(files)
+    reached = done.copy()  # where the next run can go on
+    noted = whole_files = len(done.files)
+
+    def on_segment(now: Done, at_place: bool) -> None:
+        nonlocal reached, whole_files
+        if at_place:
+            reached, whole_files = now.copy(), len(now.files)
 
     def on_part(part: TokenPart) -> None:
         nonlocal noted
-        work.journal.add_file(token_entry(part), files[noted:])
-        noted = len(files)
+        work.journal.add_file(token_entry(part), _record(reached, noted, whole_files))
+        noted = whole_files
 
-    separators = max(0, len(files) - 1) if config.separator == "eot" else 0
+    total = done.total()
     writer = TokenWriter(
         work.root,
         PART_TOKENS,
         on_part=on_part,
         kept=parts,
-        start=sum(file["tokens"] for file in files) + separators,
-        documents=len(files),
+        start=total.tokens + total.separators,
+        documents=total.documents,
     )
-    if len(files) == len(corpus.files):
-        return totals_of(config, files, writer.seen), tuple(parts)
+    if whole:
+        return totals_of(done, writer.seen), tuple(parts)
     try:
-        totals = tokenise(config, corpus, tokenizer, writer, reporter, files)
+        totals = tokenise(
+            config, corpus, tokenizer, writer, reporter, done, on_segment, work.root / WORK
+        )
         written = writer.close()
     except OtherTokensError as error:
-        # Kept parts hold whole documents, compared by hash above, and the start of the next.
-        raise ChangedCorpusError(corpus.files[whole_files].path) from error
-    work.journal.add_note(NOTE, {"parts": len(written), "files": files[noted:]})
+        raise ChangedCorpusError(shown(corpus.files[whole_files].location)) from error
+    work.journal.add_note(NOTE, {"parts": len(written), **_record(done, noted, len(done.files))})
     return totals, written
 
 
+def _record(done: Done, noted: int, files: int) -> dict[str, Any]:
+    """How far the corpus is tokenised, for the journal, which has `noted` of the files already."""
+    return {
+        "files": done.files[noted:files],
+        "segments": done.segments,
+        "digest": done.digest,
+        "counts": asdict(done.counts),
+        "separated": done.separated,
+        "listed": done.listed,
+    }
+
+
+def _is_record(value: Any, more: dict[str, type]) -> bool:
+    """Whether a value from the journal is what _record gives, with `more` beside."""
+    kinds = {"files": list, "segments": int, "digest": str, "counts": dict, "separated": bool,
+             "listed": list} | more  # fmt: skip
+    return (
+        _holds(value, kinds)
+        and _holds(value["counts"], COUNTS)
+        and all(_holds(file, FILE) for file in value["files"])
+        and all(_holds(bad, LISTED) for bad in value["listed"])
+    )
+
+
+def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == kinds.keys()
+        and all(type(value[name]) is kind for name, kind in kinds.items())
+        and all(value[name] >= 0 for name, kind in kinds.items() if kind is int)
+    )
+
+
 def _are_records(work: Work) -> bool:
-    """Whether what the journal says of documents, whose tokens are kept or were, can be read."""
+    """Whether what the journal says of files, whose tokens are kept or were, can be read."""
     journal = work.journal
     entries = [*journal.files.values(), *journal.forgotten.values()]
-    lists = [journal.details[entry.name] for entry in entries if entry.kind == "tokens"]
-    whole = journal.notes.get(NOTE)
-    if whole is not None:
-        if not isinstance(whole, dict) or whole.keys() != {"parts", "files"}:
-            return False
-        if type(whole["parts"]) is not int:
-            return False
-        lists.append(whole["files"])
-    if not all(isinstance(files, list) for files in lists):
-        return False
     entries = [entry for entry in entries if entry.kind == "tokens"]
+    if not all(_is_record(journal.details[entry.name], {}) for entry in entries):
+        return False
     tokens = 0
     for entry in sorted(entries, key=lambda entry: (len(entry.name), entry.name)):
         if entry.first != tokens:
             return False
         tokens += entry.count
-    return all(
-        isinstance(file, dict)
-        and file.keys() == RECORD.keys()
-        and all(type(file[name]) is kind for name, kind in RECORD.items())
-        for files in lists
-        for file in files
-    )
+    whole = journal.notes.get(NOTE)
+    return whole is None or _is_record(whole, {"parts": int})
 
 
-def _fits(
-    config: JobConfig,
-    corpus: Corpus,
-    work: Work,
-    parts: list[TokenPart],
-    files: list[dict[str, Any]],
-) -> bool:
-    """Whether what the journal says of documents fits the corpus and the parts that are kept.
-
-    Args:
-        files: records of the documents that the parts hold to their end.
-    """
+def _fits(corpus: Corpus, work: Work, parts: list[TokenPart], done: Done, whole: bool) -> bool:
+    """Whether what the journal says of files fits the corpus and the parts that are kept."""
     noted = _noted(work)
     if len(noted) > len(corpus.files) or any(
-        (record["name"], record["bytes"]) != (file.name, file.bytes)
+        record["name"] != file.name or file.bytes not in (None, record["bytes"])
         for record, file in zip(noted, corpus.files, strict=False)
     ):
         return False
+    total = done.total()
+    end = total.tokens + total.separators
     stream = TokenStream(work.root, parts)
-    separator = 1 if config.separator == "eot" else 0
-    starts, end = [0], 0
-    for file in files:
-        end = starts[-1] + file["tokens"]
-        starts.append(end + separator)
-    if len(files) == len(corpus.files):
-        starts.pop()
-        if end != stream.tokens:
-            return False
-    begun = [start for start in starts if start < stream.tokens]
-    return end <= stream.tokens and stream.document_starts() == begun
+    if whole:
+        documents = sum(part.documents for part in parts)
+        return len(noted) == len(corpus.files) and (end, total.documents) == (
+            stream.tokens,
+            documents,
+        )
+    return end <= stream.tokens and total.documents == len(stream.starts(0, end))
 
 
-def changed_file(corpus: Corpus, files: list[dict[str, Any]], reporter: Reporter) -> Path | None:
+def changed_file(corpus: Corpus, files: list[dict[str, Any]], reporter: Reporter) -> str | None:
     """The first file of the corpus that is not what a record of it says, by hash, or None.
+
+    Standard input that gives nothing is not compared, which is said.
 
     Raises:
         CorpusError: if one cannot be read.
@@ -164,13 +192,12 @@ def changed_file(corpus: Corpus, files: list[dict[str, Any]], reporter: Reporter
         return None
     with reporter.stage("check corpus", sum(file["bytes"] for file in files), "bytes") as advance:
         for file, record in zip(corpus.files, files, strict=False):
-            try:
-                if sha256_of(file.path, advance) != record["sha256"]:
-                    return file.path
-            except ExportError as error:
-                raise CorpusError(str(error)) from error
-            except OSError as error:
-                raise CorpusError(f"{file.path} could not be read: {error.strerror}") from error
+            nothing = file.location == STDIN and gives_nothing()
+            sha256 = EMPTY if nothing else hash_input(file, advance, reporter.note_or_stop)
+            if file.location == STDIN and sha256 == EMPTY:
+                reporter.note("nothing comes from standard input: it is not compared")
+            elif sha256 != record["sha256"]:
+                return shown(file.location)
     return None
 
 
@@ -191,23 +218,24 @@ def token_entry(part: TokenPart) -> FileEntry:
 
 
 def _noted(work: Work) -> list[dict[str, Any]]:
-    """The records of all documents that the journal knows, whether their tokens are kept or not."""
+    """The records of all files that the journal knows, whether their tokens are kept or not."""
     journal = work.journal
     entries = [*journal.files.values(), *journal.forgotten.values()]
     files: list[dict[str, Any]] = []
-    for entry in sorted(entries, key=lambda entry: entry.first):
-        files += journal.details[entry.name] if entry.kind == "tokens" else []
+    for entry in sorted(entries, key=lambda entry: (entry.first, entry.name)):
+        files += journal.details[entry.name]["files"] if entry.kind == "tokens" else []
     whole = journal.notes.get(NOTE)
     return files if whole is None else files + whole["files"]
 
 
-def _kept(work: Work) -> tuple[list[TokenPart], list[dict[str, Any]]]:
-    """The parts that are finished up to the first that is not, and the files that they hold."""
+def _kept(work: Work) -> tuple[list[TokenPart], Done, bool]:
+    """The parts that are finished up to the first that is not, what of the corpus they hold, and
+    whether that is all of it."""
     parts: list[TokenPart] = []
-    files: list[dict[str, Any]] = []
+    done = Done()
     tokens = documents = 0
     entries = [entry for entry in work.journal.files.values() if entry.kind == "tokens"]
-    for entry in sorted(entries, key=lambda entry: entry.first):
+    for entry in sorted(entries, key=lambda entry: (entry.first, entry.name)):
         if entry.first != tokens:
             break
         starts = entry.tensors["document_starts"]["shape"][0]
@@ -220,7 +248,21 @@ def _kept(work: Work) -> tuple[list[TokenPart], list[dict[str, Any]]]:
                 documents=starts,
             )
         )
-        files += work.journal.details[entry.name]
+        done = _reached(done, work.journal.details[entry.name])
         tokens += entry.count
         documents += starts
-    return parts, files
+    last = work.journal.notes.get(NOTE)
+    whole = last is not None and last["parts"] == len(parts)
+    return parts, _reached(done, last) if last is not None and whole else done, whole
+
+
+def _reached(before: Done, record: dict[str, Any]) -> Done:
+    """How far the corpus is tokenised by a record of the journal that follows others."""
+    return Done(
+        files=before.files + record["files"],
+        segments=record["segments"],
+        digest=record["digest"],
+        counts=Counts(**record["counts"]),
+        separated=record["separated"],
+        listed=record["listed"],
+    )

@@ -1,6 +1,10 @@
 """Which stretches of a token stream become windows."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exporters.spans import (
@@ -19,8 +23,6 @@ from jobs.errors import CorpusError
 from jobs.tokenise import TokenCounter
 from jobs.tokenizer import Tokenizer
 
-CHUNK = 1 << 12  # documents that are counted at once
-
 
 class WindowCounter(TokenCounter):
     """A sink that counts tokens and what windows they give, without a stream on disk."""
@@ -29,30 +31,22 @@ class WindowCounter(TokenCounter):
         super().__init__()
         self._rule = rule
         self._counts = WindowCounts()
-        self._lengths: list[int] = []
-        self._begun = 0
+        self._begun = 0  # where the span that goes on does
 
-    def start_document(self) -> None:
-        if self._rule.split and self.documents:
-            self._end_span()
-        super().start_document()
+    def append(self, ids: NDArray[Any], starts: NDArray[np.int64]) -> None:
+        if self._rule.split and len(starts):
+            # The first document of all begins where its span does.
+            ends = (self.tokens + starts)[0 if self.documents else 1 :]
+            if len(ends):
+                lengths = np.diff(ends, prepend=self._begun)
+                self._counts = count_more(self._counts, torch.from_numpy(lengths), self._rule)
+                self._begun = int(ends[-1])
+        super().append(ids, starts)
 
     def close(self) -> WindowCounts:
         """What the windows come to, once all documents are there."""
-        self._end_span()
-        self._count()
-        return self._counts
-
-    def _end_span(self) -> None:
-        self._lengths.append(self.tokens - self._begun)
-        self._begun = self.tokens
-        if len(self._lengths) == CHUNK:
-            self._count()
-
-    def _count(self) -> None:
-        lengths = torch.tensor(self._lengths, dtype=torch.int64)
-        self._counts = count_more(self._counts, lengths, self._rule)
-        self._lengths.clear()
+        last = torch.tensor([self.tokens - self._begun])
+        return count_more(self._counts, last, self._rule)
 
 
 def rule_of(config: JobConfig) -> WindowRule:

@@ -10,6 +10,7 @@ QkvmillError
 ├── ConfigError       jobs        options that contradict each other (exit status 2)
 ├── CorpusError       jobs        a corpus that cannot be read
 │   └── ChangedCorpusError        a document that has changed since its tokens were written
+├── WorkerError       jobs        a process of a job that died
 ├── TokenizerError    jobs        a vocabulary that is missing, damaged or another
 ├── DisagreementError jobs        results of a bench that differ
 ├── OutputError       jobs        standard output that cannot be written

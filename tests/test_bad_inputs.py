@@ -386,12 +386,14 @@ CORPORA: list[Case] = [
     ("surrogates", lambda p: job_on(p, file_with(p, b"ab\xed\xa0\x80")), 1, "byte 2 is 0xed"),
     ("overlong", lambda p: job_on(p, file_with(p, b"ab\xc0\xaf")), 1, "byte 2 is 0xc0"),
     ("cut-character", lambda p: job_on(p, file_with(p, "ab雪".encode()[:-1])), 1, "byte 2 is 0xe9"),
-    ("gzip", lambda p: job_on(p, file_with(p, b"\x1f\x8b\x08\x01" + b"\xff" * 99)), 1, "0x8b"),
+    ("gzip", lambda p: job_on(p, file_with(p, b"\x1f\x8b\x08\x01" + b"\xff" * 99)), 1,
+     "bad.txt is gzip, but its name does not say so; let it end in .gz"),
     ("nul-under-replace", lambda p: job_on(
         p, file_with(p, b"a" * 99 + b"\0"), "--text-errors", "replace"
     ), 1, "byte 99 is NUL"),
-    ("hidden-only", lambda p: job_on(p, file_with(p, TEXT, "h/.a.txt").parent), 1, "no .txt file"),
-    ("upper-case", lambda p: job_on(p, file_with(p, TEXT, "A.TXT")), 1, "A.TXT is not a .txt file"),
+    ("hidden-only", lambda p: job_on(p, file_with(p, TEXT, "h/.a.txt").parent), 1,
+     "h holds no file of a kind that is read"),
+    ("no-suffix", lambda p: job_on(p, file_with(p, TEXT, "A")), 1, "A is not of a kind that is"),
     ("name-escape", lambda p: job_on(p, file_with(p, b"\xff", f"{ESCAPE}.txt")),
      1, r"\x1b]0;owned"),
     ("name-c1", lambda p: job_on(p, file_with(p, b"\xff", "a\x9b31m.txt")),
@@ -411,7 +413,7 @@ CORPORA: list[Case] = [
     ), 1, "a run of white space too long for cl100k_base"),
     ("endless-line", lambda p: job_on(
         p, file_with(p, "a" * (18 << 20))
-    ), 1, "bad.txt holds, before byte 17825792, 16,777,216 characters without a place to cut"),
+    ), 1, "bad.txt holds, from byte 0 on, 16,777,216 bytes without a place to cut"),
     ("file-as-folder", lambda p: job_on(p, corpus(p) / "b.txt"), 1, "Not a directory"),
     ("short-for-random", lambda p: job(
         p, "--context-length", 4096, "--sampling", "random"

@@ -41,8 +41,10 @@ def test_every_command_of_the_readme_runs_in_order(
                 arguments += ["--rounds", "1", "--tokens", "1024"]
             result = qkvmill(*arguments)
             assert result.status == 0, f"{line}: {result.stderr}"
-        elif program == "(cd":
-            subprocess.run(line, shell=True, check=True, capture_output=True)
+        elif program in ("(cd", "cmp", "zcat"):
+            shell = line.replace("| qkvmill", f"| {shlex.quote(sys.executable)} -m jobs")
+            subprocess.run(shell, shell=True, check=True, capture_output=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
         elif program == "python" and arguments[0].startswith("examples/"):
             done = subprocess.run(
                 [sys.executable, *arguments], check=True, capture_output=True, text=True
@@ -81,7 +83,7 @@ def test_every_command_of_the_readme_runs_in_order(
 
 def test_the_figures_of_the_sample_are_right(tmp_path: Path) -> None:
     options = ("--context-length", 256, "--d-model", 64, "--heads", 4)
-    plan = qkvmill("plan", DATA, "--out", tmp_path / "out", *options, "--json").json
+    plan = qkvmill("plan", DATA / "corpus", "--out", tmp_path / "out", *options, "--json").json
     sentence = f"{plan['documents']} documents and {plan['tokens']:,} tokens of cl100k_base"
     assert f"{sentence}, and becomes {plan['windows']} windows" in README
 
@@ -103,9 +105,9 @@ def test_the_reference_of_the_command_line_is_up_to_date() -> None:
 
 def test_the_tree_of_the_readme_names_the_files_that_are_there() -> None:
     (tree,) = [block for _, block in BLOCKS if "kernels/" in block and "exporters/" in block]
-    named = set(re.findall(r"^  (\w+\.py)", tree, re.MULTILINE))
+    named = set(re.findall(r"^ {2,4}(\w+\.py)", tree, re.MULTILINE))
     packages = ("jobs", "exporters", "kernels")
-    there = {p.name for folder in packages for p in (ROOT / folder).glob("*.py")}
+    there = {p.name for folder in packages for p in (ROOT / folder).rglob("*.py")}
     assert named == there - {"__init__.py", "__main__.py"}
 
 

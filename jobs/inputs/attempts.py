@@ -1,4 +1,4 @@
-"""What other machines did not do: asked of them again where that may help, else said in words."""
+"""Calls of other machines: made again where that may help, and their errors in words."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,6 +7,7 @@ import tenacity
 
 from jobs.errors import CorpusError
 from jobs.inputs.locations import shown
+from jobs.stopping import waiting
 from kernels.errors import QkvmillError
 
 ATTEMPTS = 5
@@ -22,7 +23,10 @@ T = TypeVar("T")
 
 
 def attempts(url: str, note: Callable[[str], None]) -> Callable[[Callable[[], T]], T]:
-    """What calls a function until it does not fail, ATTEMPTS times at most."""
+    """What calls a function until it does not fail, ATTEMPTS times at most.
+
+    A signal that asks the job to stop ends a call, or the time between two, with StoppedError.
+    """
 
     def say(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -31,13 +35,19 @@ def attempts(url: str, note: Callable[[str], None]) -> Callable[[Callable[[], T]
             f"{state.attempt_number + 1} of {ATTEMPTS}"
         )
 
-    return tenacity.Retrying(
+    retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=WAIT,
         retry=tenacity.retry_if_exception(_may_pass),
         before_sleep=say,
         reraise=True,
     )
+
+    def call(function: Callable[[], T]) -> T:
+        with waiting():
+            return retrying(function)
+
+    return call
 
 
 def _may_pass(error: BaseException) -> bool:

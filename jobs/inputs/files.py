@@ -60,6 +60,7 @@ def find_files(
     *,
     out: Path | None = None,
     format: str | None = None,  # noqa: A002  # the option's name
+    skip_empty: bool = False,
 ) -> Corpus:
     """The files that paths name, in the order given; what a path names itself is sorted.
 
@@ -71,6 +72,7 @@ def find_files(
     Args:
         out: the folder of the export, which is no part of a corpus whose folder holds it.
         format: how files are read, whatever their names; None: as their names say.
+        skip_empty: count files of no bytes with those that are skipped.
 
     Raises:
         CorpusError: if a path is missing, empty, not of a kind that is read, or names no file.
@@ -85,7 +87,15 @@ def find_files(
         skipped += found.skipped_files
         if path == STDIN and sum(file.location == STDIN for file in files) > 1:
             raise CorpusError("standard input (-) is given twice, and can be read only once")
-    return Corpus(tuple(files), skipped)
+    empty = [file for file in files if file.bytes == 0]
+    if empty and not skip_empty:
+        raise CorpusError(
+            f"{shown(empty[0].location)} is empty; remove it, leave it out, or give "
+            "--bad-records skip"
+        )
+    if len(empty) == len(files):
+        raise CorpusError(f"all {len(files)} files of the corpus are empty; give files with text")
+    return Corpus(tuple(file for file in files if file.bytes != 0), skipped + len(empty))
 
 
 def version_of(status: os.stat_result) -> str:
@@ -189,10 +199,8 @@ def _local_file(path: Path, name: str, given: str | None) -> InputFile:
     except OSError as error:
         raise CorpusError(f"{path} could not be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise CorpusError(f"{path} is not a regular file")
+        raise CorpusError(f"{path} is not a regular file; what comes through a pipe is named -")
     kind = _kind(str(path), path.name, given)
-    if status.st_size == 0:
-        raise CorpusError(f"{path} is empty; remove it or leave it out")
     # A name on disk need not be text; what is not UTF-8 in it is shown as \\xNN.
     readable = os.fsencode(name).decode("utf-8", "backslashreplace")
     return InputFile(
@@ -202,8 +210,6 @@ def _local_file(path: Path, name: str, given: str | None) -> InputFile:
 
 def _remote_file(file: RemoteFile, given: str | None) -> InputFile:
     kind = _kind(shown(file.location), file.parts[-1], given)
-    if file.bytes == 0:
-        raise CorpusError(f"{shown(file.location)} is empty; remove it or leave it out")
     name = "/".join(file.parts)
     return InputFile(file.location, name, kind.format, kind.compression, file.bytes, file.version)
 

@@ -17,7 +17,7 @@ from jobs.inputs.compression import COMPRESSIONS, START_BYTES, compression_of, i
 from jobs.inputs.files import InputFile, version_of
 from jobs.inputs.kinds import TEXTUAL
 from jobs.inputs.locations import STDIN, is_url, shown
-from jobs.inputs.remote import READ_BYTES, changed, read_remote
+from jobs.inputs.remote import READ_BYTES, changed, open_remote, read_remote
 from jobs.inputs.source import Source
 from jobs.inputs.stdin import read_stdin
 
@@ -86,6 +86,40 @@ def open_seekable(
 
 
 @contextmanager
+def open_stored(file: InputFile, note: Note) -> Iterator[BinaryIO]:
+    """A seekable file of the bytes as they are stored, of which only what is asked for is read.
+
+    Raises:
+        CorpusError: here or by a read, if it cannot be read, or is not as it was found.
+        ValueError: if it is standard input, or its size is not known.
+    """
+    if file.bytes is None:
+        raise ValueError(f"{shown(file.location)} can only be read as a whole")
+    if is_url(file.location):
+        with open_remote(file.location, file.bytes, file.version, note) as stream:
+            yield stream
+        return
+    with _local_errors(file), open_regular(Path(file.location)) as stream:
+        _check_unchanged(file, stream, file.bytes)
+        yield stream
+
+
+def hash_input(file: InputFile, advance: Callable[[int], None], note: Note) -> str:
+    """The SHA-256 of a file as it is stored.
+
+    `advance` is told of bytes as they are read, and of none while standard input is waited for.
+
+    Raises:
+        CorpusError: if it cannot be read, or is not as it was found.
+    """
+    record = FileRead()
+    with closing(_recorded(file, record, note, lambda: advance(0))) as blocks:
+        for block in blocks:
+            advance(len(block))
+    return record.digest.hexdigest()
+
+
+@contextmanager
 def _copied(file: InputFile, stream: BinaryIO, scratch: Path | None) -> Iterator[BinaryIO]:
     place = scratch or Path(tempfile.gettempdir())
     try:
@@ -106,10 +140,15 @@ def _copied(file: InputFile, stream: BinaryIO, scratch: Path | None) -> Iterator
         yield copy
 
 
-def _recorded(file: InputFile, record: FileRead, note: Note) -> Generator[bytes, None, None]:
-    """The bytes of a file as they are stored, in blocks, which are counted and hashed."""
+def _recorded(
+    file: InputFile, record: FileRead, note: Note, check: Callable[[], None] = lambda: None
+) -> Generator[bytes, None, None]:
+    """The bytes of a file as they are stored, in blocks, which are counted and hashed.
+
+    `check` is called while standard input is waited for.
+    """
     if file.location == STDIN:
-        blocks = read_stdin()
+        blocks = read_stdin(check)
     elif is_url(file.location):
         blocks = read_remote(file.location, file.bytes, file.version, note)
     else:

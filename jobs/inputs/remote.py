@@ -1,10 +1,10 @@
 """Files that URLs name, through fsspec: found, and read block by block with new attempts."""
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -13,6 +13,9 @@ from jobs.errors import CorpusError
 from jobs.inputs.attempts import ATTEMPTS, attempts, not_read, reason
 from jobs.inputs.globs import MAGIC
 from jobs.inputs.locations import is_web, shown
+from jobs.inputs.places import open_places
+from jobs.stopping import waiting
+from kernels.errors import QkvmillError
 
 READ_BYTES = 1 << 20
 CONNECT_SECONDS = 30
@@ -68,6 +71,11 @@ def find_remote(url: str) -> Listing:
     Raises:
         CorpusError: if it cannot be read or listed.
     """
+    with waiting():
+        return _found(url)
+
+
+def _found(url: str) -> Listing:
     system, path = _filesystem(url)
     web = is_web(url)
     magic = "*" in path if web else not MAGIC.isdisjoint(path)
@@ -123,8 +131,47 @@ def read_remote(
                 raise changed(url, size)
             yield block
         again(lambda: _check_unchanged(system, path, url, size, version))
+    except QkvmillError:
+        raise
     except Exception as error:
         raise not_read(url, error, ATTEMPTS) from error
+    finally:
+        _close(stream)
+
+
+@contextlib.contextmanager
+def open_remote(
+    url: str, size: int, version: str, note: Callable[[str], None]
+) -> Iterator[BinaryIO]:
+    """A file as it was found, to be read at any place; attempts are made as by read_remote.
+
+    Of a server that only answers with whole files, what lies before a place is read too.
+
+    Raises:
+        CorpusError: here or by a read, if it cannot be read, or is not as it was found.
+    """
+    system, path = _filesystem(url)
+    again = attempts(url, note)
+    stream: Any = None
+
+    def open_at(place: int) -> tuple[Any, bool]:
+        nonlocal stream
+        if "http" in system.protocol:
+            _close(stream)
+            stream = _open_http(system, path, place, size)
+            return stream, place > 0 and stream.r.status != 206
+        if stream is None or stream.closed:
+            stream = system.open(path, "rb", cache_type="none")
+        stream.seek(place)
+        return stream, False
+
+    try:
+        try:
+            again(lambda: _check_unchanged(system, path, url, size, version))
+        except Exception as error:
+            raise not_read(url, error) from error
+        with open_places(open_at, size, again, lambda error: not_read(url, error)) as places:
+            yield places
     finally:
         _close(stream)
 

@@ -15,8 +15,7 @@ from exporters.windows import WindowPlan, cut_windows, mask_of
 def test_windows_are_cut_with_targets_one_on(tmp_path: Path, starts: list[int]) -> None:
     writer = TokenWriter(tmp_path, part_tokens=7)
     for first in range(0, 90, 9):
-        writer.start_document()
-        writer.append(np.arange(first, first + 9) * 10)
+        writer.append(np.arange(first, first + 9) * 10, np.array([0]))
     windows = cut_windows(TokenStream(tmp_path, writer.close()), torch.tensor(starts), 5)
     assert windows.document_ids is not None
     for row, start in enumerate(starts):
@@ -33,8 +32,7 @@ def test_windows_are_cut_with_targets_one_on(tmp_path: Path, starts: list[int]) 
 def test_places_that_are_not_real_hold_the_padding(tmp_path: Path, far: bool) -> None:
     writer = TokenWriter(tmp_path, part_tokens=7)
     for first in range(0, 90, 9):
-        writer.start_document()
-        writer.append(np.arange(first, first + 9) * 10)
+        writer.append(np.arange(first, first + 9) * 10, np.array([0]))
     starts = [3, 85] if far else [80, 85]
     pairs = torch.tensor([5, 4])
     stream = TokenStream(tmp_path, writer.close())

@@ -173,3 +173,11 @@ def test_time_counts_from_when_the_program_began() -> None:
     assert start_up.name == "start-up"
     assert start_up.seconds == pytest.approx(100, abs=5)
     assert start_up.share > 0.9
+
+
+def test_a_job_that_is_to_stop_makes_no_more_attempts() -> None:
+    def stop() -> None:
+        raise StoppedError(2)
+
+    with pytest.raises(StoppedError):
+        Reporter(quiet=True, check=stop).note_or_stop("trying again")

@@ -1,5 +1,6 @@
 """A run that is given again: what it goes on with, what it refuses, and what it leaves alone."""
 
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from exporters import journal
 from exporters.errors import ExportError
 from exporters.journal import JOURNAL
 from exporters.layerfile import save_layer
-from jobs import stream, tokenise, tokenizer
+from jobs import encode, pool, stream
 from jobs.compute import write_shards
 from tests.helpers import SMALL, Result, qkvmill, random_layer, succeed, write_corpus
 
@@ -249,7 +250,7 @@ def test_the_export_may_lie_in_the_folder_of_the_corpus(tmp_path: Path, corpus: 
     out = corpus / "out"
     command = ("run", corpus, *JOB)
     unfinished(out, *command)
-    (corpus / "notes.md").write_text("not read")
+    (corpus / "notes.rst").write_text("not read")
     again = succeed(*command, "--out", out)
     assert "holds an unfinished export: going on" in again.stderr
     assert "finished: nothing is done" in succeed(*command, "--out", out).stderr
@@ -270,14 +271,13 @@ def test_a_document_that_could_not_be_read_is_mended_and_the_job_goes_on(
     assert "c.txt is not UTF-8" in result.stderr
     (corpus / "c.txt").write_text("all of it")
     encoded: list[str] = []
-    real = tokenizer.encode
+    real = encode.encode_segment
 
-    def encode(of: object, pieces: Iterator[str]) -> object:
-        held = list(pieces)
-        encoded.append("".join(held))
-        return real(of, held)  # type: ignore[arg-type]
+    def encode_segment(segment: Any, *arguments: Any) -> object:
+        encoded.append(segment.data.decode())
+        return real(segment, *arguments)
 
-    monkeypatch.setattr(tokenise, "encode", encode)
+    monkeypatch.setattr(pool, "encode_segment", encode_segment)
     succeed("run", corpus, "--out", out, *JOB)
     assert encoded == [(corpus / name).read_text() for name in ("b.txt", "c.txt")]
     succeed("run", corpus, "--out", tmp_path / "new", *JOB)
@@ -363,6 +363,21 @@ def test_another_command_on_a_finished_export_is_refused_with_what_differs(
     other = qkvmill("run", corpus, "--out", out, *JOB)
     assert f"({corpus / 'a.txt'} has other bytes); give another folder" in other.stderr
     assert state(out) == before
+
+
+@pytest.mark.parametrize("given", [b"", b"other words" * 9])
+def test_a_finished_export_of_standard_input_takes_nothing_but_not_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bytes
+) -> None:
+    command = ("run", "-", "--out", tmp_path / "out", "--context-length", 4, "--export", "tokens")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"One fish, two fish.\n" * 9)))
+    succeed(*command)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    again = qkvmill(*command)
+    said = "(standard input has other bytes); give another folder"
+    if not given:
+        said = "nothing comes from standard input: it is not compared"
+    assert (again.status, said in again.stderr) == (1 if given else 0, True)
 
 
 def test_a_finished_export_that_lost_a_file_is_not_called_done(
@@ -470,7 +485,16 @@ def details(value: Any) -> Callable[[Line], object]:
 
 def record(**change: Any) -> Callable[[Line], object]:
     """Changes a document's record in the details of tokens."""
-    return lambda line: line["details"][0].update(change) if line.get("details") else None
+    return lambda line: (
+        line["details"]["files"][0].update(change)
+        if (line.get("details") or {}).get("files")
+        else None
+    )
+
+
+def place(**change: Any) -> Callable[[Line], object]:
+    """Changes how far the next document is, in the details of tokens."""
+    return lambda line: line["details"].update(change) if line.get("details") else None
 
 
 def note(name: str, value: Any) -> Callable[[Line], object]:
@@ -480,7 +504,9 @@ def note(name: str, value: Any) -> Callable[[Line], object]:
 WRONG_LINES: list[Callable[[Line], object]] = [
     details(None), details([]), details([1]), details([{}]), details({"a": 1}),
     record(name="b.txt"), record(tokens=1), record(tokens="1"), record(bytes=3),
-    record(sha256=None),
+    record(sha256=None), record(documents=2), record(separators=-1), place(files=None),
+    place(segments=-1), place(segments="1"), place(digest=1), place(separated=1), place(listed=[1]),
+    place(counts={}), place(counts=None),
     of("tokens", tensors={}), of("tokens", kind="windows"), of("tokens", count=1),
     of("tokens", first=7), of("tokens", name="tokens/other.safetensors"),
     of("windows", name=5), of("windows", count=1), of("windows", first=2),
@@ -489,6 +515,8 @@ WRONG_LINES: list[Callable[[Line], object]] = [
     of("tables", count=3), of("tables", tensors={}),
     note("method", {}), note("method", [1]), note("method", {"name": "x", "reason": ""}),
     note("tokens", {}), note("tokens", [1]), note("tokens", {"parts": 1, "files": None}),
+    note("tokens", {"parts": 1, "files": [], "segments": 0, "digest": "", "counts": {},
+                    "separated": True, "listed": []}),
     note("tokens", {"parts": "1", "files": []}),
 ]  # fmt: skip
 

@@ -19,15 +19,14 @@ LENGTHS = [9, 1, 4]
 
 
 def config(root: Path, **options: Any) -> JobConfig:
-    given: dict[str, Any] = {"corpus": (Path("a.txt"),), "context_length": 4}
+    given: dict[str, Any] = {"corpus": ("a.txt",), "context_length": 4}
     return JobConfig(**given, out=root, **options)
 
 
 def stream_at(root: Path) -> TokenStream:
     writer = TokenWriter(root, part_tokens=6)
     for length in LENGTHS:
-        writer.start_document()
-        writer.append(np.arange(length))
+        writer.append(np.arange(length), np.array([0]))
     return TokenStream(root, writer.close())
 
 

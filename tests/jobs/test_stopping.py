@@ -1,11 +1,12 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from jobs.stopping import SIGNALS, StoppedError, stoppable
+from jobs.stopping import SIGNALS, StoppedError, stoppable, waiting
 from tests.helpers import ROOT, run_python
 
 
@@ -84,3 +85,41 @@ def test_interrupts_while_the_program_ends_are_no_traceback(command: str, status
     )
     done = subprocess.run(run_python(code), cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (status, b"")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the handlers of signals back, which a job that was asked to stop leaves."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("before", [True, False], ids=["before", "within"])
+def test_a_signal_ends_what_waits_at_once(before: bool) -> None:
+    began = time.monotonic()
+    with pytest.raises(StoppedError), stoppable():
+        if before:
+            os.kill(os.getpid(), signal.SIGINT)
+        with waiting():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("handlers")
+def test_after_waiting_a_signal_is_for_the_next_safe_place() -> None:
+    with stoppable() as check:
+        with waiting():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedError):
+            check()
+
+
+def test_waiting_outside_of_a_job_changes_nothing() -> None:
+    with pytest.raises(KeyboardInterrupt), waiting():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)

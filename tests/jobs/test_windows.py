@@ -18,7 +18,7 @@ from tests.plainwindows import plain_held, plain_windows
 
 
 def config(**options: Any) -> JobConfig:
-    given = {"corpus": (Path("a.txt"),), "out": Path("out"), "context_length": 4, **options}
+    given = {"corpus": ("a.txt",), "out": Path("out"), "context_length": 4, **options}
     return JobConfig(**given)
 
 
@@ -26,8 +26,7 @@ def stream_of(folder: Path, lengths: list[int]) -> TokenStream:
     """A stream of documents of so many tokens, in parts of seven."""
     writer = TokenWriter(folder, part_tokens=7)
     for length in lengths:
-        writer.start_document()
-        writer.append(np.arange(length))
+        writer.append(np.arange(length), np.array([0]))
     return TokenStream(folder, writer.close())
 
 
@@ -155,8 +154,7 @@ def test_every_token_is_in_a_window_or_counted_as_dropped(
     job = config(batch_size=1, batches=most, **options)
     counter = WindowCounter(rule_of(job))
     for length in lengths:
-        counter.start_document()
-        counter.append(np.arange(length))
+        counter.append(np.arange(length), np.array([0]))
     counts = counter.close()
     expected = plain_windows(lengths, **options, most=most)
     stream = stream_of(tmp_path_factory.mktemp("stream"), lengths)

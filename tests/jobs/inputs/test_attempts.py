@@ -1,9 +1,15 @@
+import os
+import signal
+import time
+from collections.abc import Iterator
+
 import pytest
 import tenacity
 
 from jobs.errors import CorpusError
 from jobs.inputs import attempts
 from jobs.inputs.attempts import WAIT, not_read, reason
+from jobs.stopping import SIGNALS, StoppedError, stoppable
 
 URL = "https://me:secret@host/a.txt?signature=x"
 
@@ -104,3 +110,26 @@ def test_waits_grow_up_to_a_bound_and_differ(number: int, least: float) -> None:
     state.attempt_number = number
     waits = [WAIT(state) for _ in range(20)]
     assert least <= min(waits) < max(waits) <= least + 0.5
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the handlers of signals back, which a job that was asked to stop leaves."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_ends_a_call_and_is_not_tried_again() -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    with pytest.raises(StoppedError), stoppable():
+        attempts.attempts(URL, lambda note: None)(call)
+    assert len(calls) == 1

@@ -192,7 +192,7 @@ def test_paths_that_cannot_be_a_corpus_are_named(
         ("t.safetensors.gz", "is a compressed safetensors file; decompress it"),
         ("folder", r"folder holds no file of a kind that is read \(.txt"),
         ("others", "others holds no file"),
-        ("fifo.txt", r"fifo\.txt is not a regular file"),
+        ("fifo.txt", r"fifo\.txt is not a regular file; what comes through a pipe is named -"),
         ("*.text", r"\*\.text matches no file of a kind"),
         ("others/*", "matches 1 files, none of a kind"),
         ("@none", "the list none could not be read: No such file"),
@@ -211,3 +211,16 @@ def test_paths_that_cannot_be_a_corpus_are_named(
         find_files(["-", "-"])
     with pytest.raises(CorpusError, match="a compressed safetensors file"):
         find_files(["x.gz"], format="safetensors")
+
+
+def test_empty_files_are_skipped_and_counted_if_they_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "c.jsonl").touch()
+    with pytest.raises(CorpusError, match=r"b\.txt is empty; .* or give --bad-records skip"):
+        find_files([str(tmp_path)])
+    corpus = find_files([str(tmp_path)], skip_empty=True)
+    assert [file.name for file in corpus.files] == ["a.txt"]
+    assert corpus.skipped_files == 2
+    with pytest.raises(CorpusError, match="all 1 files of the corpus are empty"):
+        find_files([str(tmp_path / "b.txt")], skip_empty=True)

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import CorpusError
 from jobs.inputs.files import InputFile, find_files
-from jobs.inputs.opening import FileRead, open_seekable, open_stream
+from jobs.inputs.opening import FileRead, hash_input, open_seekable, open_stream
 from jobs.inputs.remote import READ_BYTES
 from tests.jobs.inputs.streams import COMPRESS, quiet, write
 
@@ -180,3 +180,19 @@ def test_standard_input_that_is_closed_is_named(monkeypatch: pytest.MonkeyPatch)
         open_stream(file, FileRead(), quiet),
     ):
         pass
+
+
+def test_a_job_is_stopped_while_standard_input_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(amount: int) -> None:
+        raise StopError
+
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb"), io.TextIOWrapper(os.fdopen(reading, "rb")) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(StopError):
+            hash_input(find_files(("-",)).files[0], stop, quiet)
