@@ -18,8 +18,9 @@ def check_apart(config: JobConfig, corpus: Corpus) -> None:
               if path not in (STDIN, "") and not is_url(path)]  # fmt: skip
     if config.weights is not None:
         inputs.append(("--weights", str(config.weights)))
+    out = os.path.realpath(config.out)
     for name, path in inputs:
-        if lies_in(path, config.out):
+        if Path(os.path.realpath(path)).is_relative_to(out):
             raise ConfigError(
                 f"{name} {path} lies in --out {config.out}, whose files are replaced; "
                 "give another folder"

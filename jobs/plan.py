@@ -84,6 +84,7 @@ class _Counts:
     windows: WindowCounts
     replaced_sequences: int | None
     bad_records: int | None
+    corpus_bytes: int
     tokens_error: int = 0
     sampled_bytes: int | None = None
     obstacle: str | None = None
@@ -155,7 +156,7 @@ def plan(config: JobConfig, reporter: Reporter, *, exact: bool = False) -> Plan:
         skipped_files=corpus.skipped_files,
         replaced_sequences=totals.replaced_sequences,
         bad_records=totals.bad_records,
-        corpus_bytes=corpus.bytes,
+        corpus_bytes=totals.corpus_bytes,
         tokens=totals.tokens,
         tokens_error=totals.tokens_error,
         distinct_tokens=totals.distinct_tokens,
@@ -202,6 +203,7 @@ def _counted(
         largest_id=totals.largest_id,
         replaced_sequences=totals.replaced_sequences,
         bad_records=totals.bad_records,
+        corpus_bytes=sum(file["bytes"] for file in totals.files),
     )
 
 
@@ -233,6 +235,7 @@ def _sampled(
         largest_id=largest,
         replaced_sequences=None,
         bad_records=None,
+        corpus_bytes=corpus.bytes,
         tokens_error=found.tokens_error,
         sampled_bytes=found.sampled_bytes,
         obstacle=found.obstacle,

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -148,6 +149,8 @@ def tokenise(
     reader = Reader(read_settings(config, tokenizer), reporter.note_or_stop, scratch)
     workers = config.workers or _workers(corpus)
     settings = encode_settings(config, tokenizer)
+    if workers > 1:
+        reporter.note(f"tokenizing with {workers} processes")
     known = None if any(file.bytes is None for file in corpus.files) else corpus.bytes
     with (
         reporter.stage("tokenise", known, "bytes") as stage,
@@ -369,7 +372,7 @@ def _results(
 
 def _workers(corpus: Corpus) -> int:
     """As many processes as there are cores, or tasks; but one for what is read in a moment."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     files = corpus.files
     if any(file.compression or file.bytes is None for file in files):
         return cores
