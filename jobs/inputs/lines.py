@@ -1,4 +1,4 @@
-"""Lines of a stream, none longer than a limit: JSON lines in blocks, and text lines for CSV."""
+"""JSON lines: whole lines in blocks, none longer than a limit."""
 
 from collections.abc import Iterator
 
