@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from exporters.bucket import Place
 from exporters.manifest import MANIFEST, FileEntry, Manifest
 from exporters.safefile import Header, open_regular, own_file, read_header
 from exporters.spans import (
@@ -60,7 +60,7 @@ def find(manifest: Manifest, spans: Callable[[], Iterator[Spans]], index: Tensor
     return find_windows(spans(), rule, index)
 
 
-def misplaced_windows(root: Path, manifest: Manifest) -> list[str]:
+def misplaced_windows(root: Place, manifest: Manifest) -> list[str]:
     """What of starts, masks and counts is not as the documents give it, with the file's name.
 
     In plain reads, of files whose hashes and headers are right. Windows that follow one another by
@@ -140,7 +140,7 @@ def _miscounted(manifest: Manifest, spans: Callable[[], Iterator[Spans]]) -> lis
 
 
 def _different(
-    root: Path, entry: FileEntry, header: Header, first: int, places: Places, manifest: Manifest
+    root: Place, entry: FileEntry, header: Header, first: int, places: Places, manifest: Manifest
 ) -> list[str]:
     """Which tensors of a file are others from window `first` of the export on."""
     length = manifest.windows["context_length"]
@@ -159,7 +159,7 @@ def _different(
 
 
 def _rows(
-    root: Path,
+    root: Place,
     entry: FileEntry,
     header: Header,
     name: str,

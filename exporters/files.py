@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from exporters import disk
+from exporters.bucket import READ_BYTES, Bucket, Place
 from exporters.errors import ExportError
 from exporters.safefile import open_regular
 
@@ -82,18 +84,21 @@ def make_folders(path: Path) -> None:
     disk.sync_folder(path.parent)
 
 
-def write_text(root: Path, name: str, text: str) -> FileRecord:
+def write_text(root: Place, name: str, text: str) -> FileRecord:
     """Write a small text file whole; returns its record.
 
     Raises:
         ExportError: if it cannot be written.
     """
-    with whole_file(root, name) as file:
-        write_all(file, text.encode())
+    if isinstance(root, Bucket):
+        (root / name).put(text.encode())
+    else:
+        with whole_file(root, name) as file:
+            write_all(file, text.encode())
     return record_of_bytes(name, text.encode())
 
 
-def copy(source: Path, root: Path, name: str) -> FileRecord:
+def copy(source: Place, root: Path, name: str) -> FileRecord:
     """Copy a file to root/name, whole; returns the record of what was read.
 
     Raises:
@@ -108,6 +113,24 @@ def copy(source: Path, root: Path, name: str) -> FileRecord:
     return FileRecord(name, size, digest.hexdigest())
 
 
+@contextmanager
+def local_copy(path: Place) -> Iterator[Path]:
+    """Give a file itself, or a copy of an object that goes when the block ends.
+
+    What is mapped into memory of the copy stays there.
+
+    Raises:
+        ExportError: if an object cannot be read, or its copy not written.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="qkvmill-") as folder:
+        name = path.url.rpartition("/")[2]
+        copy(path, Path(folder), name)
+        yield Path(folder) / name
+
+
 def has_size(path: Path, size: int) -> bool:
     """Whether a regular file of so many bytes is there, itself and no link to it."""
     try:
@@ -117,7 +140,7 @@ def has_size(path: Path, size: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
-def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+def sha256_of(path: Place, advance: Callable[[int], None] = lambda _: None) -> str:
     """The SHA-256 of a file, in plain reads of bounded size; `advance` is told of each.
 
     Raises:
@@ -139,19 +162,19 @@ def not_written(path: Path, error: OSError) -> ExportError:
     )
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, in plain reads of bounded size.
+def blocks(path: Place) -> Iterator[bytes]:
+    """The bytes of a file or an object, in plain reads of bounded size.
 
     Raises:
         ExportError: if it is no regular file.
         OSError: if it cannot be read.
     """
-    with open_regular(path) as file:
+    with open_regular(path, READ_BYTES) as file:
         while block := file.read(HASH_BLOCK):
             yield block
 
 
-def _readable(path: Path) -> Iterator[bytes]:
+def _readable(path: Place) -> Iterator[bytes]:
     """The bytes of a file, whose errors are told from those of what is written meanwhile."""
     try:
         yield from blocks(path)

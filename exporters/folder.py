@@ -14,13 +14,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from exporters import disk
+from exporters.bucket import Bucket, Place
 from exporters.errors import ExportError
 from exporters.files import make_folders, write_all
 from exporters.journal import (
     JOURNAL,
     Journal,
-    differences,
     mend_journal,
+    other_job,
     read_journal,
     start_journal,
 )
@@ -35,16 +36,33 @@ HOLDER_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """An export that is being written and what is done of it."""
+    """An export that is being written and what is done of it.
+
+    Files are made at root. That is the place of the export itself, or a folder of this machine from
+    where the journal brings them to a bucket; shards are then gone from it.
+    """
 
     root: Path
-    lock: FileLock
+    lock: FileLock  # of root
     journal: Journal
-    folders: tuple[Path, ...]  # that go again if nothing is kept, the innermost first
+    folders: tuple[Path, ...] = ()  # that go again if nothing is kept, the innermost first
+    bucket: Bucket | None = None
+
+    @property
+    def out(self) -> Place:
+        """The place of the export, for messages and for what is written last."""
+        return self.bucket or self.root
 
     def kept(self, name: str) -> FileEntry | None:
         """The entry of a file that is finished already."""
         return self.journal.files.get(name)
+
+    def bytes_at_root(self) -> int:
+        """Bytes of the files that are finished already and stand at root."""
+        files = self.journal.files.values()
+        if self.bucket is None:
+            return self.kept_bytes()
+        return sum(entry.bytes for entry in files if entry.kind != "windows")
 
     def kept_bytes(self) -> int:
         """Bytes of the files that are finished already."""
@@ -175,11 +193,7 @@ def _journal(root: Path, fingerprint: dict[str, Any], overwrite: bool) -> Journa
             mend_journal(root)
             return kept
         if not overwrite:
-            changed = "; ".join(differences(kept.fingerprint, fingerprint))
-            raise ExportError(
-                f"--out {root} holds an unfinished export of other options or inputs ({changed}); "
-                "give what it began with, another folder, or --overwrite to start over"
-            )
+            raise other_job(root, kept.fingerprint, fingerprint)
     remove_strays(root, ())
     return start_journal(root, fingerprint)
 

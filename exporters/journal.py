@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from exporters import disk
+from exporters.bucket import Place
+from exporters.errors import ExportError
 from exporters.files import not_written, write_all, write_text
 from exporters.manifest import GARBLED, FileEntry, file_entry
 
@@ -33,8 +35,12 @@ class Journal:
         self._adding = threading.Lock()
         self._torn: OSError | None = None  # of the append that failed, perhaps half way
 
-    def add_file(self, entry: FileEntry, details: Any = None) -> None:
+    def add_file(self, entry: FileEntry, details: Any = None, *, delivered: bool = False) -> None:
         """Note that a file is finished, with anything that JSON can hold.
+
+        Args:
+            delivered: whether it is at the place of the export already, which that of a folder
+                always is.
 
         Raises:
             ExportError: if the journal cannot be written.
@@ -57,7 +63,7 @@ class Journal:
         Raises:
             ExportError: if the journal cannot be written.
         """
-        write_text(self.root, JOURNAL, _line({"fingerprint": self.fingerprint}).decode())
+        write_text(self.root, JOURNAL, line_of({"fingerprint": self.fingerprint}).decode())
         for known in (self.files, self.forgotten, self.details, self.notes):
             known.clear()
 
@@ -76,6 +82,9 @@ class Journal:
         self.files[entry.name] = entry
         self.details[entry.name] = details
 
+    def check_finished(self) -> None:
+        """Raise ExportError if another run changed what is done, which a lock prevents here."""
+
     def _append(self, line: dict[str, Any]) -> None:
         path = self.root / JOURNAL
         with self._adding:
@@ -83,7 +92,7 @@ class Journal:
                 raise not_written(path, self._torn)
             try:
                 with disk.open_end(path) as file:
-                    write_all(file, _line(line))
+                    write_all(file, line_of(line))
                     disk.sync(file)
             except OSError as error:
                 self._torn = error
@@ -106,7 +115,7 @@ def read_journal(root: Path) -> Journal | None:
     path = root / JOURNAL
     if path.is_symlink() or not path.is_file():
         return None
-    lines = _whole_lines(path.read_bytes())
+    lines = whole_lines(path.read_bytes())
     try:
         journal = Journal(root, next(lines)[0]["fingerprint"])
         for line, _ in lines:
@@ -123,7 +132,7 @@ def mend_journal(root: Path) -> None:
         OSError: if the journal cannot be read or written.
     """
     data = (root / JOURNAL).read_bytes()
-    end = max((end for _, end in _whole_lines(data)), default=0)
+    end = max((end for _, end in whole_lines(data)), default=0)
     if end < len(data):
         with disk.open_end(root / JOURNAL) as file:
             disk.truncate(file, end)
@@ -140,8 +149,17 @@ def differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _whole_lines(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """The lines up to the first that is torn or damaged, each with the place where it ends."""
+def other_job(out: Place, kept: dict[str, Any], now: dict[str, Any]) -> ExportError:
+    """The error of an unfinished export that stands where another job is to write."""
+    return ExportError(
+        f"--out {out} holds an unfinished export of other options or inputs "
+        f"({'; '.join(differences(kept, now))}); give what it began with, another folder, or "
+        "--overwrite to start over"
+    )
+
+
+def whole_lines(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """Lines up to the first that is torn or damaged, each with the place where it ends."""
     end = 0
     for raw in data.splitlines(keepends=True):
         check, _, text = raw.partition(b" ")
@@ -151,7 +169,8 @@ def _whole_lines(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
         yield json.loads(text), end
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def line_of(value: dict[str, Any]) -> bytes:
+    """An object as a line, with its check."""
     text = json.dumps(value).encode() + b"\n"
     return _check(text) + b" " + text
 

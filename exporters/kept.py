@@ -3,18 +3,21 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from exporters import disk
+from exporters.bucketjournal import BucketJournal
 from exporters.errors import ExportError
-from exporters.files import blocks
+from exporters.files import blocks, copy, sha256_of
 from exporters.folder import Work
+from exporters.journal import JOURNAL
 from exporters.manifest import FileEntry
 from exporters.safefile import read_header
-from exporters.strays import SPOOL, WEIGHTS, WORK, remove_strays
+from exporters.strays import HOLDER, SPOOL, WEIGHTS, WORK, remove_objects, remove_strays
 from exporters.tablefile import TABLES
 from exporters.windows import STARTS
 
@@ -41,8 +44,12 @@ def check_kept(work: Work, advance: Callable[[int], None]) -> list[str]:
         ExportError: if a file may not be read, or one cannot be removed.
     """
     entries = list(work.journal.files.values())
+    if isinstance(work.journal, BucketJournal):
+        is_whole = _objects_whole(work.journal, advance)
+    else:
+        is_whole = partial(_is_whole, work.root, advance=advance)
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
-        whole = pool.map(lambda entry: _is_whole(work.root, entry, advance), entries)
+        whole = pool.map(is_whole, entries)
         damaged = [entry.name for entry, good in zip(entries, whole, strict=True) if not good]
     drop(work, damaged)
     return damaged
@@ -53,11 +60,12 @@ def kind_of(name: str) -> str | None:
     return KINDS.get(name) or KINDS.get(name.partition("/")[0])
 
 
-def is_as_said(root: Path, entry: FileEntry) -> bool:
+def is_as_said(work: Work, entry: FileEntry) -> bool:
     """Whether a file that is whole holds what its entry in the journal says."""
     kind = entry.kind
+    place = work.out if kind == "windows" else work.root
     try:
-        header = read_header(root / entry.name)
+        header = read_header(place / entry.name)
     except (ExportError, OSError):
         return False
     tensors = {
@@ -79,7 +87,7 @@ def drop(work: Work, names: Iterable[str]) -> None:
     """
     for name in names:
         work.journal.forget(name)
-    _remove_strays(work.root, work.journal.files)
+    _remove_strays(work)
 
 
 def discard(work: Work) -> None:
@@ -100,15 +108,49 @@ def start_over(work: Work) -> None:
         ExportError: if something cannot be removed or written.
     """
     work.journal.restart()
-    _remove_strays(work.root, ())
+    _remove_strays(work)
 
 
-def _remove_strays(root: Path, finished: Collection[str]) -> None:
-    """As remove_strays, but keeps the copy of standard input, and raises ExportError only."""
+def _remove_strays(work: Work) -> None:
+    """As remove_strays, but keeps the copy of standard input, and raises ExportError only.
+
+    A bucket is rid of what is not finished, too.
+    """
+    finished = work.journal.files
+    if work.bucket is not None:
+        remove_objects(work.bucket, [HOLDER, f"{JOURNAL}/", *finished])
     try:
-        remove_strays(root, {SPOOL, *finished})
+        remove_strays(work.root, {SPOOL, *finished})
     except OSError as error:
         raise ExportError(f"{error.filename} could not be removed: {error.strerror}") from error
+
+
+def _objects_whole(
+    journal: BucketJournal, advance: Callable[[int], None]
+) -> Callable[[FileEntry], bool]:
+    """What tells whether a file is in a bucket as it was delivered there.
+
+    That is one of the same version, or where stores tell none, of the same bytes. What later stages
+    read is copied to this machine again.
+    """
+    there = journal.bucket.list()
+
+    def is_whole(entry: FileEntry) -> bool:
+        stored = there.get(entry.name)
+        if stored is None or stored.bytes != entry.bytes:
+            return False
+        if stored.version != journal.versions[entry.name]:
+            return False
+        place = journal.bucket / entry.name
+        sha256 = entry.sha256
+        if entry.kind != "windows":
+            sha256 = copy(place, journal.root, entry.name).sha256
+        elif stored.version is None:
+            sha256 = sha256_of(place)
+        advance(entry.bytes)
+        return sha256 == entry.sha256
+
+    return is_whole
 
 
 def _is_whole(root: Path, entry: FileEntry, advance: Callable[[int], None]) -> bool:

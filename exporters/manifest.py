@@ -3,12 +3,13 @@
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from exporters.bucket import Bucket, Place
 from exporters.errors import ExportError
 from exporters.files import has_size, record_of_bytes, write_text
 from exporters.safefile import open_regular, own_file
@@ -103,23 +104,39 @@ class Manifest:
         return [entry for entry in self.files if entry.kind == kind]
 
 
-def commit(root: Path, manifest: Manifest) -> None:
+def commit(root: Place, manifest: Manifest) -> None:
     """Write SHA256SUMS, then manifest.json: after this the export is finished.
 
     Raises:
         ExportError: if a file is not there with its size any more, or one cannot be written.
     """
-    for entry in manifest.files:
-        if not has_size(root / entry.name, entry.bytes):
-            raise ExportError(
-                f"{root / entry.name} was removed or changed after it was written; "
-                "give the same command again to make it again"
-            )
+    if (lacking := first_lacking(root, manifest.files)) is not None:
+        raise ExportError(
+            f"{root / lacking.name} was removed or changed after it was written; "
+            "give the same command again to make it again"
+        )
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     text = _shapes_on_one_line(json.dumps(document, indent=1, ensure_ascii=False)) + "\n"
     lines = hash_lines(manifest, record_of_bytes(MANIFEST, text.encode()).sha256)
     write_text(root, HASHES, "".join(lines.values()))
     write_text(root, MANIFEST, text)
+
+
+def first_lacking(root: Place, entries: Iterable[FileEntry]) -> FileEntry | None:
+    """The first file that is not there with its size; None where all are.
+
+    Raises:
+        ExportError: if a bucket cannot be listed.
+    """
+    there = root.list() if isinstance(root, Bucket) else None
+    for entry in entries:
+        if there is None:
+            whole = has_size(root / entry.name, entry.bytes)  # type: ignore[arg-type]
+        else:
+            whole = entry.name in there and there[entry.name].bytes == entry.bytes
+        if not whole:
+            return entry
+    return None
 
 
 def hash_lines(manifest: Manifest, manifest_sha256: str) -> dict[str, str]:
@@ -128,7 +145,7 @@ def hash_lines(manifest: Manifest, manifest_sha256: str) -> dict[str, str]:
     return {name: f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items())}
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Place) -> Manifest:
     """The manifest of the export at root.
 
     Raises:
@@ -136,7 +153,7 @@ def read_manifest(root: Path) -> Manifest:
             format version.
     """
     path = root / MANIFEST
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise ExportError(f"{root} is not a folder; give the folder of an export")
     try:
         with open_regular(own_file(root, MANIFEST)) as file:
@@ -170,7 +187,7 @@ def read_manifest(root: Path) -> Manifest:
 
 
 @contextmanager
-def garbled_is_damaged(root: Path) -> Iterator[None]:
+def garbled_is_damaged(root: Place) -> Iterator[None]:
     """Turn what a garbled manifest leads to, when its sections are used, into an ExportError."""
     try:
         yield

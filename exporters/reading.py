@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from exporters.bucket import Bucket, Place, place_of
 from exporters.contents import TensorPlan, exported_tensors, starts_tensors
 from exporters.errors import ExportError
-from exporters.files import FileRecord
+from exporters.files import FileRecord, local_copy
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged, read_manifest
+from exporters.objecttensors import ObjectTensors
 from exporters.safefile import open_tensors, own_file, read_header
 from exporters.shards import DTYPE_NAMES
 from exporters.source import WindowSource, fill
@@ -37,7 +38,7 @@ class Export:
     it is pickled into, so that a DataLoader with workers may hold it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
         self.manifest: Manifest = read_manifest(root)
         with garbled_is_damaged(root):
@@ -142,8 +143,11 @@ class Export:
         try:
             kept, file = self._shard
             if kept != entry.name:
-                file = open_tensors(_checked(self.root, entry, self._plans))
+                path = _checked(self.root, entry, self._plans)
+                file = ObjectTensors(path) if isinstance(path, Bucket) else open_tensors(path)
                 self._shard = (entry.name, file)
+            if isinstance(file, ObjectTensors):
+                return file.rows(low, high)
             return {name: file.get_slice(name)[low:high] for name in entry.tensors}
         except (OSError, SafetensorError) as error:
             raise ExportError(
@@ -152,16 +156,19 @@ class Export:
             ) from error
 
 
-def open_export(path: str | Path) -> Export:
-    """Open the committed export at path.
+def open_export(path: str | Place) -> Export:
+    """Open the committed export at a path or a URL.
+
+    Of one in a bucket, rows of shards and stretches of tokens are read when they are needed, each
+    by a request; tables are copied to this machine.
 
     Raises:
         ExportError: if there is none, or its manifest is damaged or of another format version.
     """
-    return Export(Path(path))
+    return Export(place_of(path))
 
 
-def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSource:
+def open_source(root: Place, manifest: Manifest, backend: Backend) -> WindowSource:
     """What the windows of a compact export are computed from, on a device.
 
     Raises:
@@ -182,7 +189,8 @@ def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSourc
         raise ExportError(f"{root / TABLES}: {error}") from error
     layer = None
     if "features" in manifest.job["export"]:
-        layer = load_layer(own_file(root, WEIGHTS), context_length=length)
+        with local_copy(own_file(root, WEIGHTS)) as file:
+            layer = load_layer(file, context_length=length)
         if layer.d_model != said.get("d_model"):
             raise ExportError(f"{root / MANIFEST} has another d_model than {WEIGHTS}")
     return WindowSource(
@@ -195,7 +203,7 @@ def open_source(root: Path, manifest: Manifest, backend: Backend) -> WindowSourc
     )
 
 
-def window_plan(root: Path, manifest: Manifest, tokens: int) -> WindowPlan:
+def window_plan(root: Place, manifest: Manifest, tokens: int) -> WindowPlan:
     """Where the windows of a compact export begin, in a stream of so many tokens.
 
     Raises:
@@ -234,7 +242,7 @@ def window_plan(root: Path, manifest: Manifest, tokens: int) -> WindowPlan:
     return plan
 
 
-def open_stream(root: Path, manifest: Manifest) -> TokenStream:
+def open_stream(root: Place, manifest: Manifest) -> TokenStream:
     """The token stream of an export.
 
     Raises:
@@ -260,7 +268,7 @@ def open_stream(root: Path, manifest: Manifest) -> TokenStream:
         raise ExportError(f"the tokens of {root} could not be read: {error}") from error
 
 
-def _checked(root: Path, entry: FileEntry, plans: dict[str, TensorPlan] | None = None) -> Path:
+def _checked(root: Place, entry: FileEntry, plans: dict[str, TensorPlan] | None = None) -> Place:
     """The path of a file whose header says what the manifest says, and what `plans` say of a row.
 
     The size of the file is as its header needs: reading beyond a file that is mapped into memory

@@ -7,11 +7,14 @@ import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from safetensors import safe_open
 
+from exporters.bucket import LOOK_BYTES, Bucket, Place
 from exporters.errors import ExportError
+
+PlaceT = TypeVar("PlaceT", bound=Path | Bucket)
 
 MAX_HEADER_BYTES = 25 << 20  # the library takes 100 MB, at 10 s and over 1 GiB of memory
 MAX_DIMENSIONS = 64
@@ -44,13 +47,17 @@ class Header:
     metadata: dict[str, str]
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Place, buffer: int = LOOK_BYTES) -> BinaryIO:
     """Open a regular file to read; a FIFO or a device is neither opened nor waited for.
 
+    Of an object, `buffer` bytes are asked for at once.
+
     Raises:
-        ExportError: if it is another kind of file.
+        ExportError: if it is another kind of file, or an object that cannot be read.
         OSError: if it cannot be opened.
     """
+    if isinstance(path, Bucket):
+        return path.open(buffer)
 
     def opener(name: str, flags: int) -> int:
         # Should a FIFO take the file's place after the look at it, opening it does not wait.
@@ -77,19 +84,21 @@ def open_tensors(path: Path) -> Any:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def own_file(root: Path, name: str) -> Path:
-    """The path of a file of the export at root.
+def own_file(root: PlaceT, name: str) -> PlaceT:
+    """The place of a file of the export at root.
 
     Raises:
         ExportError: if links lead it out of root.
     """
     path = root / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+    if isinstance(path, Path) and not Path(os.path.realpath(path)).is_relative_to(
+        os.path.realpath(str(root))
+    ):
         raise ExportError(f"{path} is a link that leads out of the export")
-    return path
+    return path  # type: ignore[return-value]  # of a Path it is one, and so of a Bucket
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Place) -> Header:
     """Read and check the header of a safetensors file, in plain reads.
 
     The size of the header is bounded, names are unique, and the tensors' bytes follow one another
@@ -100,10 +109,12 @@ def read_header(path: Path) -> Header:
         OSError: if the file cannot be read.
     """
     with open_regular(path) as file:
-        return header_of(path, file, os.fstat(file.fileno()).st_size)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return header_of(path, file, size)
 
 
-def header_of(path: Path | str, file: BinaryIO, size: int) -> Header:
+def header_of(path: Place | str, file: BinaryIO, size: int) -> Header:
     """As read_header, of an open file of `size` bytes that messages call `path`."""
     start = file.read(8)
     if start + file.read(len(LFS_START) - 8) == LFS_START:

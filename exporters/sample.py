@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from exporters.bucket import Place
 from exporters.contents import exported_tensors
 from exporters.coverage import find
 from exporters.errors import ExportError
+from exporters.files import local_copy
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, Manifest, garbled_is_damaged, read_manifest
 from exporters.reading import open_export, open_stream
@@ -30,7 +31,7 @@ SCALARS = ("vocabulary_size", "d_model", "heads", "kv_heads", "head_dim", "norm"
 TF32_BITS = -(1 << 13)  # of a float32, without the 13 last bits of the fraction
 
 
-def draw(root: Path, count: int) -> tuple[int, ...]:
+def draw(root: Place, count: int) -> tuple[int, ...]:
     """`count` windows of an export, or all if it has no more, the same ones each time.
 
     They are `torch.randperm(windows, generator=torch.Generator().manual_seed(0))[:count]`, so that
@@ -46,7 +47,7 @@ def draw(root: Path, count: int) -> tuple[int, ...]:
 
 
 def recompute(
-    root: Path, windows: tuple[int, ...], advance: Callable[[int], None]
+    root: Place, windows: tuple[int, ...], advance: Callable[[int], None]
 ) -> tuple[str, ...]:
     """Compare windows with what plain torch computes in float64; returns every difference.
 
@@ -104,7 +105,7 @@ def recompute(
     return tuple(problems)
 
 
-def _layer(root: Path, manifest: Manifest) -> FirstLayer | None:
+def _layer(root: Place, manifest: Manifest) -> FirstLayer | None:
     """The stored layer in the dtype of the job; None where nothing is computed from one."""
     if not set(COMPUTED) & exported_tensors(manifest).keys():
         return None
@@ -114,7 +115,8 @@ def _layer(root: Path, manifest: Manifest) -> FirstLayer | None:
             f"{root} was made with --no-save-weights, so windows cannot be recomputed from it; "
             "verify it without --sample"
         )
-    layer = load_layer(root / WEIGHTS, context_length=manifest.windows["context_length"])
+    with local_copy(root / WEIGHTS) as file:
+        layer = load_layer(file, context_length=manifest.windows["context_length"])
     stored = {name: getattr(layer, name) for name in SCALARS}
     stored["dtype"] = DTYPE_NAMES[layer.dtype]
     for name, value in stored.items():
@@ -156,7 +158,7 @@ def _ids(integers: dict[str, Tensor]) -> Tensor:
     return torch.stack([integers["input_ids"], integers["target_ids"]])
 
 
-def _check_ids(root: Path, layer: FirstLayer, ids: Tensor) -> None:
+def _check_ids(root: Place, layer: FirstLayer, ids: Tensor) -> None:
     """Raise ExportError if a token has no row in the embedding."""
     for token in (int(ids.min()), int(ids.max())):
         if not 0 <= token < layer.vocabulary_size:

@@ -8,12 +8,13 @@ from exporters.errors import ExportError
 HEADROOM = 16 << 20  # bytes for headers, the manifest and the folders
 
 
-def check_space(root: Path, needed: int, kept: int = 0) -> None:
+def check_space(root: Path, needed: int, kept: int = 0, option: str = "--out") -> None:
     """Raise ExportError if the disk that holds root has too few bytes free.
 
     Args:
         needed: bytes in all.
         kept: those of them that stand there, finished.
+        option: what root was given as.
     """
     place = root.absolute()
     while not place.exists():
@@ -22,7 +23,7 @@ def check_space(root: Path, needed: int, kept: int = 0) -> None:
     if free < more:
         said = f"; what is finished is kept, {readable(kept)}" if kept else ""
         raise ExportError(
-            f"--out {root} needs {readable(more)}, but its disk has {readable(free)} free; "
+            f"{option} {root} needs {readable(more)}, but its disk has {readable(free)} free; "
             f"make space, export less or use a smaller --dtype{said}"
         )
 

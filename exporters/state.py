@@ -8,6 +8,7 @@ import os
 from enum import StrEnum
 from pathlib import Path
 
+from exporters.bucket import Bucket, Place
 from exporters.errors import ExportError
 from exporters.manifest import FORMAT, MANIFEST
 from exporters.safefile import open_regular
@@ -22,24 +23,16 @@ class State(StrEnum):
     FINISHED = "a finished export"
 
 
-def state_of(root: Path) -> State:
+def state_of(root: Place) -> State:
     """What stands at root.
 
     Raises:
         ExportError: if it holds something that is not ours, or cannot be read.
     """
-    if root.is_symlink() and not root.exists():
-        raise ExportError(f"--out {root} is a link to nothing")
-    try:
-        names = sorted(os.listdir(root))
-    except FileNotFoundError:
-        return State.NOTHING
-    except NotADirectoryError as error:
-        if not root.exists():  # it is below a file, which is said where it cannot be made
-            return State.NOTHING
-        raise ExportError(f"--out {root} is a file; give a folder") from error
-    except OSError as error:
-        raise ExportError(f"--out {root} could not be read: {error.strerror}") from error
+    if isinstance(root, Bucket):
+        names = sorted({name.partition("/")[0] for name in root.list()})
+    else:
+        names = _names_in(root)
     if not names:
         return State.NOTHING
     if MANIFEST in names and _is_ours(root / MANIFEST):
@@ -56,13 +49,35 @@ def state_of(root: Path) -> State:
     raise ExportError(f"--out {root} holds something else ({held}); give another folder")
 
 
-def check_claim(root: Path, *, overwrite: bool) -> State:
+def _names_in(root: Path) -> list[str]:
+    """What a folder holds; nothing where there is none.
+
+    Raises:
+        ExportError: if it is none, or cannot be read.
+    """
+    if root.is_symlink() and not root.exists():
+        raise ExportError(f"--out {root} is a link to nothing")
+    try:
+        return sorted(os.listdir(root))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError as error:
+        if not root.exists():  # it is below a file, which is said where it cannot be made
+            return []
+        raise ExportError(f"--out {root} is a file; give a folder") from error
+    except OSError as error:
+        raise ExportError(f"--out {root} could not be read: {error.strerror}") from error
+
+
+def check_claim(root: Place, *, overwrite: bool) -> State:
     """Whether root may be written to; returns what stands there.
 
     Raises:
         ExportError: if root holds something that is not ours, or a finished export and not
-            `overwrite`.
+            `overwrite`; or if it takes nothing.
     """
+    if isinstance(root, Bucket):
+        root.check_writable()
     state = state_of(root)
     if state is State.FINISHED and not overwrite:
         raise ExportError(
@@ -72,11 +87,15 @@ def check_claim(root: Path, *, overwrite: bool) -> State:
     return state
 
 
-def _is_ours(manifest: Path) -> bool:
+def _is_ours(manifest: Place) -> bool:
     """Whether a manifest.json is the start of one of ours; its version may be another."""
     try:
         file = open_regular(manifest)
-    except (OSError, ExportError):
+    except OSError:
+        return False
+    except ExportError:
+        if isinstance(manifest, Bucket):  # which is there: only reading it failed
+            raise
         return False
     with file:
         return f'"format": "{FORMAT}"'.encode() in file.read(200)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from exporters import disk
+from exporters.bucket import Bucket
 from exporters.errors import ExportError
 from exporters.journal import JOURNAL
 from exporters.manifest import HASHES, MANIFEST, RUN
@@ -52,6 +53,27 @@ def remove_strays(root: Path, finished: Collection[str]) -> None:
     for name in names:
         _remove_all_but(root, name, kept)
     disk.sync_folder(root)
+
+
+def remove_objects(bucket: Bucket, kept: Collection[str] = ()) -> None:
+    """Remove what is ours in a bucket but for what is kept, by name, or below one that ends in "/".
+
+    What says that the rest is ours goes last.
+
+    Raises:
+        ExportError: if something cannot be listed or removed.
+    """
+    whole = {name for name in kept if not name.endswith("/")}
+    below = tuple(name for name in kept if name.endswith("/"))
+    ours = [
+        name
+        for name in bucket.list()
+        if (name in OWN_FILES or name.partition("/")[0] in (*OWN_FOLDERS, WORK))
+        and name not in whole
+        and not name.startswith(below)
+    ]
+    bucket.remove(name for name in ours if not name.startswith(f"{WORK}/"))
+    bucket.remove(name for name in ours if name.startswith(f"{WORK}/"))
 
 
 def _remove_all_but(root: Path, name: str, kept: set[str]) -> None:

@@ -28,8 +28,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from exporters.bucket import Place
 from exporters.errors import ExportError
-from exporters.files import FileRecord
+from exporters.files import FileRecord, local_copy
 from exporters.safefile import Header, open_tensors, read_header
 from exporters.shards import write_tensors
 from kernels.rotary import Rotary
@@ -69,8 +70,10 @@ def save_tables(root: Path, name: str, tables: Tables) -> FileRecord:
     return write_tensors(root, name, tensors, (METADATA_KEY, json.dumps(scalars, sort_keys=True)))
 
 
-def load_tables(path: Path) -> Tables:
+def load_tables(path: Place) -> Tables:
     """The tables of a file, mapped into memory: rows are read when they are used.
+
+    An object is copied for that, and the copy is gone once the tables are.
 
     Raises:
         ExportError: if the file cannot be read or is not one of tables.
@@ -79,7 +82,7 @@ def load_tables(path: Path) -> Tables:
         header = read_header(path)
         _check_shapes(header)
         heads, kv_heads, eps, interleaved = _scalars(header)
-        with open_tensors(path) as file:
+        with local_copy(path) as local, open_tensors(local) as file:
             tensors = {name: file.get_tensor(name) for name in header.tensors}
         token_ids = tensors["token_ids"]
         if not bool((token_ids[1:] > token_ids[:-1]).all()) or int(token_ids[0]) < 0:

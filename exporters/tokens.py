@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exporters.bucket import Bucket, Place
 from exporters.errors import ExportError, OtherTokensError
 from exporters.files import FileRecord
 from exporters.safefile import TensorEntry, read_header
@@ -184,7 +185,7 @@ class TokenStream:
     Every method raises ExportError where a file cannot be read.
     """
 
-    def __init__(self, root: Path, parts: Sequence[TokenPart]) -> None:
+    def __init__(self, root: Place, parts: Sequence[TokenPart]) -> None:
         self.tokens = sum(part.tokens for part in parts)
         self._root = root
         self._parts = parts
@@ -264,9 +265,13 @@ class TokenStream:
     def _read(self, index: int, name: str, low: int, high: int) -> NDArray[Any]:
         """The values [low, high) of a tensor of a part."""
         path = self._root / self._parts[index].file.name
-        place = self._places[index][name] + low * DTYPES[name].itemsize
+        dtype = DTYPES[name]
+        place = self._places[index][name] + low * dtype.itemsize
+        if isinstance(path, Bucket):
+            data = path.read(place, place + (high - low) * dtype.itemsize)
+            return np.frombuffer(bytearray(data), dtype)
         try:
-            values: NDArray[Any] = np.fromfile(path, DTYPES[name], high - low, offset=place)
+            values: NDArray[Any] = np.fromfile(path, dtype, high - low, offset=place)
         except OSError as error:
             raise ExportError(f"the tokens of {self._root} could not be read: {error}") from error
         if len(values) != high - low:

@@ -1,10 +1,11 @@
 """Checks a committed export against its own hashes and its manifest, in plain reads."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from exporters.bucket import Bucket, Place
 from exporters.consistency import contradictions
 from exporters.coverage import misplaced_windows
 from exporters.errors import ExportError
@@ -20,7 +21,7 @@ from exporters.manifest import (
     hash_lines,
     read_manifest,
 )
-from exporters.safefile import read_header
+from exporters.safefile import open_regular, read_header
 from exporters.strays import WORK
 
 FILE, FOLDER, LINK, SPECIAL = "a file", "a folder", "a link", "a special file"
@@ -35,7 +36,7 @@ class Findings:
     problems: tuple[str, ...]
 
 
-def bytes_to_check(root: Path) -> int:
+def bytes_to_check(root: Place) -> int:
     """The bytes that verify will read, for a progress bar.
 
     Raises:
@@ -44,7 +45,7 @@ def bytes_to_check(root: Path) -> int:
     return sum(entry.bytes for entry in _manifest(root).files)
 
 
-def verify(root: Path, advance: Callable[[int], None]) -> Findings:
+def verify(root: Place, advance: Callable[[int], None]) -> Findings:
     """Check every file's bytes against its hash and every tensor against the manifest.
 
     SHA256SUMS must be what follows from the manifest and its hash, byte for byte. Also found are
@@ -75,15 +76,18 @@ def verify(root: Path, advance: Callable[[int], None]) -> Findings:
     )
 
 
-def _manifest(root: Path) -> Manifest:
+def _manifest(root: Place) -> Manifest:
     """The manifest, unless a link stands in its place."""
-    if (root / MANIFEST).is_symlink():
-        raise ExportError(f"{root / MANIFEST} is a link, not a file of the export")
+    path = root / MANIFEST
+    if isinstance(path, Path) and path.is_symlink():
+        raise ExportError(f"{path} is a link, not a file of the export")
     return read_manifest(root)
 
 
-def _tree(root: Path, folders: set[str]) -> dict[str, str]:
+def _tree(root: Place, folders: set[str]) -> dict[str, str]:
     """What stands below root, by name, looked at and not opened; only `folders` are entered."""
+    if isinstance(root, Bucket):
+        return _tree_of(root.list(), folders)
     there = {}
     waiting = [""]
     while waiting:
@@ -94,6 +98,19 @@ def _tree(root: Path, folders: set[str]) -> dict[str, str]:
                 there[name] = _kind(entry)
                 if name in folders and there[name] == FOLDER:
                     waiting.append(f"{name}/")
+    return there
+
+
+def _tree_of(names: Iterable[str], folders: set[str]) -> dict[str, str]:
+    """As _tree, of the names of objects."""
+    there = {}
+    for name in names:
+        for parent in [str(parent) for parent in reversed(PurePosixPath(name).parents)][1:]:
+            there[parent] = FOLDER
+            if parent not in folders:
+                break
+        else:
+            there[name] = FILE
     return there
 
 
@@ -119,11 +136,11 @@ def _misplaced(there: dict[str, str], files: set[str], folders: set[str]) -> lis
     return problems
 
 
-def _check_sums(root: Path, manifest: Manifest) -> list[str]:
+def _check_sums(root: Place, manifest: Manifest) -> list[str]:
     """SHA256SUMS against the manifest and the manifest's own hash, byte for byte."""
     try:
         lines = hash_lines(manifest, sha256_of(root / MANIFEST))
-        with (root / HASHES).open("rb") as file:
+        with open_regular(root / HASHES) as file:
             found = file.read(MAX_MANIFEST_BYTES)
     except OSError as error:
         return [f"{HASHES} or {MANIFEST}: could not be read: {error.strerror}"]
@@ -141,10 +158,11 @@ def _check_sums(root: Path, manifest: Manifest) -> list[str]:
     return problems or [f"{HASHES}: holds more than a line for each file, or in another order"]
 
 
-def _check_file(path: Path, entry: FileEntry) -> list[str]:
+def _check_file(path: Place, entry: FileEntry) -> list[str]:
     """What the manifest says of one file, against the file."""
     try:
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
             return [f"{entry.name}: has {size} bytes, not {entry.bytes}"]
         if sha256_of(path) != entry.sha256:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from exporters.bucket import Place
 from exporters.errors import ExportError
+from exporters.files import local_copy
 from exporters.safefile import open_tensors
 from exporters.spans import Places, Spans, document_spans, whole_stream
 from exporters.tokens import TokenStream
@@ -29,7 +30,7 @@ class WindowPlan:
     Starts stand in memory (random_starts), in a file (listed), or are multiples of the stride.
     """
 
-    root: Path  # of the export
+    root: Place  # of the export
     count: int
     context_length: int
     stride: int | None  # None where windows are drawn
@@ -144,13 +145,14 @@ def spans_of(stream: TokenStream, *, split: bool) -> Iterator[Spans]:
     return whole_stream(stream.tokens)
 
 
-def open_starts(path: Path) -> Any:
+def open_starts(path: Place) -> Any:
     """Open windows.safetensors, to be read by slices.
 
     Raises:
         ExportError: if it cannot be read.
     """
     try:
-        return open_tensors(path)
+        with local_copy(path) as local:
+            return open_tensors(local)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} could not be read: {error}") from error

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+from exporters.bucket import Bucket, Place, place_of
+from exporters.filesystems import is_url
 from jobs.config import JobConfig
 from jobs.errors import ConfigError
 from jobs.inputs.files import LIST, Corpus
-from jobs.inputs.locations import STDIN, is_url
+from jobs.inputs.locations import STDIN
 
 
 def check_apart(config: JobConfig, corpus: Corpus) -> None:
@@ -18,15 +20,19 @@ def check_apart(config: JobConfig, corpus: Corpus) -> None:
               if path not in (STDIN, "") and not is_url(path)]  # fmt: skip
     if config.weights is not None:
         inputs.append(("--weights", str(config.weights)))
-    out = os.path.realpath(config.out)
+    if isinstance(config.out, Bucket):
+        urls = [path for path in given if is_url(path)]
+        inputs = [("the corpus", url) for url in (*urls, *(file.location for file in corpus.files))]
     for name, path in inputs:
-        if Path(os.path.realpath(path)).is_relative_to(out):
+        if lies_in(place_of(path), config.out):
             raise ConfigError(
                 f"{name} {path} lies in --out {config.out}, whose files are replaced; "
                 "give another folder"
             )
 
 
-def lies_in(path: Path | str, folder: Path) -> bool:
+def lies_in(path: Place, folder: Place) -> bool:
     """Whether path is folder or something in it, links followed."""
+    if isinstance(path, Bucket) or isinstance(folder, Bucket):
+        return f"{path}/".startswith(f"{folder}/")
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

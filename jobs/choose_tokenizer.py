@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from exporters.bucket import Place
 from exporters.manifest import MANIFEST, read_manifest
 from jobs.config import JobConfig
 from jobs.errors import ConfigError, CorpusError, TokenizerError
@@ -74,7 +75,7 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
     )
 
 
-def tokenizer_of_export(export: Path, record: Mapping[str, Any], given: str | None) -> Tokenizer:
+def tokenizer_of_export(export: Place, record: Mapping[str, Any], given: str | None) -> Tokenizer:
     """The tokenizer that an export was made with, to decode its ids.
 
     Args:

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from torch import Tensor
 
+from exporters.bucket import Place
 from exporters.errors import ExportError
 from exporters.manifest import garbled_is_damaged, read_manifest
 from exporters.reading import open_export
@@ -26,11 +27,19 @@ from exporters.verify import verify as verify_export
 from jobs import show
 from jobs.bench import BenchConfig, BenchResult, bench
 from jobs.choose_tokenizer import tokenizer_of_export
-from jobs.config import JobConfig, check_device
+from jobs.config import JobConfig, check_device, check_scratch_use
 from jobs.endtoend import EndToEnd, end_to_end
 from jobs.errors import ConfigError, OutputError
 from jobs.expand import expand as expand_export
-from jobs.options import COUNT, SafePath, device_option, job_options, output_options
+from jobs.options import (
+    COUNT,
+    PlaceOrUrl,
+    SafePath,
+    device_option,
+    job_options,
+    output_options,
+    scratch_option,
+)
 from jobs.plan import Plan
 from jobs.plan import plan as plan_job
 from jobs.planmodel import ModelPlan, plan_model
@@ -118,13 +127,15 @@ def _check_needless(ctx: click.Context, allowed: Collection[str]) -> None:
 
 
 @cli.command("inspect", short_help="Show what an export or a window holds.")
-@argument("export", type=SafePath(path_type=Path))
+@argument("export", type=PlaceOrUrl(path_type=Path))
 @option("--window", type=int, help="Show this window, counted from 0.")
 @option("--tokenizer", show_default="by the name in the export",
         help="What shows the ids as text: the folder or tokenizer.json that the export was made "
         "with.")  # fmt: skip
 @option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def inspect_command(export: Path, window: int | None, tokenizer: str | None, as_json: bool) -> None:
+def inspect_command(
+    export: Place, window: int | None, tokenizer: str | None, as_json: bool
+) -> None:
     """Show what EXPORT holds, or one of its windows: its text, ids and features."""
     if window is None and tokenizer is not None:
         raise ConfigError("--tokenizer has no effect without --window; leave it out")
@@ -147,12 +158,12 @@ def inspect_command(export: Path, window: int | None, tokenizer: str | None, as_
 
 
 @cli.command("verify", short_help="Check an export's bytes, shapes and, with --sample, values.")
-@argument("export", type=SafePath(path_type=Path))
+@argument("export", type=PlaceOrUrl(path_type=Path))
 @option("--sample", type=click.IntRange(1), metavar="N", show_default="none",
         help="Recompute N windows too, in float64 from the tokens and the stored layer; the same "
         "windows each time, all if there are no more.")  # fmt: skip
 @output_options
-def verify_command(export: Path, sample: int | None, quiet: bool, as_json: bool) -> None:
+def verify_command(export: Place, sample: int | None, quiet: bool, as_json: bool) -> None:
     """Check every byte of EXPORT against its hash and every shape against the manifest."""
     reporter = Reporter(quiet=quiet or as_json)
     with (
@@ -181,19 +192,30 @@ def verify_command(export: Path, sample: int | None, quiet: bool, as_json: bool)
 
 
 @cli.command("expand", short_help="Turn a compact export into a full one.")
-@argument("export", type=SafePath(path_type=Path))
-@option("--out", required=True, type=SafePath(path_type=Path), help="Folder of the full export.")
+@argument("export", type=PlaceOrUrl(path_type=Path))
+@option("--out", required=True, type=PlaceOrUrl(path_type=Path),
+        help="Folder of the full export, or a URL.")  # fmt: skip
+@scratch_option
 @device_option
 @option("--overwrite", is_flag=True, help="Replace a finished export at --out.")
 @output_options
 def expand_command(
-    export: Path, out: Path, device: str, overwrite: bool, quiet: bool, as_json: bool
+    export: Place,
+    out: Place,
+    scratch: Path | None,
+    device: str,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Write the compact export EXPORT as a full one, as run --method tables would have."""
     check_device(device)
+    check_scratch_use(out, scratch)
     with stoppable() as check:
         reporter = Reporter(quiet=quiet or as_json, check=check, began=program_began)
-        summary = expand_export(export, out, device=device, overwrite=overwrite, reporter=reporter)
+        summary = expand_export(
+            export, out, device=device, overwrite=overwrite, reporter=reporter, scratch=scratch
+        )
     with _finished(out):
         _print_summary(summary, "expanded", quiet, as_json)
 
@@ -332,7 +354,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         return 1
 
 
-def _window(export: Path, index: int) -> dict[str, Tensor]:
+def _window(export: Place, index: int) -> dict[str, Tensor]:
     windows = open_export(export)
     if not 0 <= index < len(windows):
         raise ExportError(
@@ -349,7 +371,7 @@ def _fail(message: str) -> None:
 
 
 @contextmanager
-def _finished(out: Path) -> Iterator[None]:
+def _finished(out: Place) -> Iterator[None]:
     """Say of what cannot be printed that the export is finished all the same."""
     try:
         yield

@@ -62,7 +62,7 @@ def write_shards(
         declared = {name: (plan.dtype, (count, *plan.shape)) for name, plan in plans.items()}
         if kept and kept != entry_of(kept, "windows", declared, shard.first, count):
             work.journal.forget(shard.name)
-            reporter.note(f"{work.root / shard.name} {MADE_AGAIN}")
+            reporter.note(f"{work.out / shard.name} {MADE_AGAIN}")
     missing = [shard for shard in shards if work.kept(shard.name) is None]
     with reporter.stage("windows", source.windows.count, "windows") as stage:
         stage.skip(source.windows.count - sum(shard.stop - shard.first for shard in missing))

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from exporters.bucket import Place
 from jobs.errors import ConfigError
 from kernels.dispatch import DEVICE_NAMES
 from kernels.layer import DTYPES, Positions
@@ -25,6 +26,12 @@ def check_device(name: str) -> None:
         raise ConfigError(f"--device {name!r} is not auto, cpu, cuda or cuda:N")
 
 
+def check_scratch_use(out: Place, scratch: Path | None) -> None:
+    """Raise ConfigError if a scratch folder is given for an export that is written in place."""
+    if scratch is not None and isinstance(out, Path):
+        raise ConfigError("--scratch has no effect: --out is no URL of a bucket; leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """The options of `qkvmill run`. None means: as the weights file says, or the default.
@@ -34,7 +41,8 @@ class JobConfig:
     """
 
     corpus: tuple[str, ...]  # as jobs/inputs/files.py takes them
-    out: Path
+    out: Place
+    scratch: Path | None = None  # for a bucket; None: the system's folder for temporary files
     tokenizer: str | None = None  # jobs/choose_tokenizer.py says what None stands for
     context_length: int = 1024
     d_model: int | None = None
@@ -73,6 +81,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ConfigError("no corpus is given; name files or folders of text")
+        check_scratch_use(self.out, self.scratch)
         least = {
             "context_length": 1, "d_model": 1, "heads": 1, "kv_heads": 1, "batch_size": 1,
             "stride": 1, "batches": 1, "seed": 0, "shard_size": 1, "max_record_bytes": 1,
@@ -167,6 +176,11 @@ class JobConfig:
             )
 
     @property
+    def local_out(self) -> Path | None:
+        """The folder of the export; None where it goes to a bucket."""
+        return self.out if isinstance(self.out, Path) else None
+
+    @property
     def needs_layer(self) -> bool:
         """Whether anything is exported that the first layer computes."""
         return "features" in self.export or "qkv" in self.export
@@ -197,7 +211,9 @@ class JobConfig:
 
         The tokenizer has a section of its own.
         """
-        elsewhere = ("corpus", "out", "tokenizer", "weights", "device", "overwrite", "workers")
+        elsewhere = (
+            "corpus", "out", "scratch", "tokenizer", "weights", "device", "overwrite", "workers",
+        )  # fmt: skip
         options = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         if self.sampling == "sequential":
             options["stride"] = self.window_stride

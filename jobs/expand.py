@@ -4,10 +4,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from exporters.bucket import Bucket, Place
+from exporters.claims import claimed
 from exporters.contents import exported_tensors, window_bytes
 from exporters.errors import ExportError
 from exporters.files import copy, sha256_of
-from exporters.folder import claimed
 from exporters.manifest import (
     MANIFEST,
     Manifest,
@@ -31,12 +32,21 @@ from jobs.owned import owned
 from jobs.progress import Reporter
 from jobs.record import Summary, summary, write_run
 from jobs.resume import finished, say_what_is_kept
+from jobs.room import check_scratch, shards_under_way
 from kernels.dispatch import Backend, choose
 from kernels.layer import DTYPES
 from kernels.method import Method
 
 
-def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: Reporter) -> Summary:
+def expand(
+    source: Place,
+    out: Place,
+    *,
+    device: str,
+    overwrite: bool,
+    reporter: Reporter,
+    scratch: Path | None = None,
+) -> Summary:
     """Write the compact export at source as a full one at out.
 
     The bytes are those of `run --artifact full --method tables` with the options of the compact
@@ -50,7 +60,7 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
     manifest = read_manifest(source)
     if not manifest.compact:
         raise ExportError(f"{source} is a full export already: its shards hold the windows")
-    if out.resolve() == source.resolve():
+    if lies_in(out, source) and lies_in(source, out):
         raise ExportError(f"--out {out} is the compact export itself; give another folder")
     if lies_in(out, source) or lies_in(source, out):
         raise ExportError(f"--out {out} and {source} lie in each other; give another folder")
@@ -58,7 +68,7 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         backend = choose(device, DTYPES[manifest.job["dtype"]])
         job = expanded_fingerprint(manifest, backend)
 
-    def changed_input(full: Manifest) -> Path | None:
+    def changed_input(full: Manifest) -> Place | None:
         return None if full.corpus == manifest.corpus else source
 
     if not overwrite and (done := finished(out, job, changed_input, reporter)):
@@ -67,15 +77,20 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
     reporter.note(backend.sentence())
     with garbled_is_damaged(source):
         plans = exported_tensors(manifest)
-        per_window = window_bytes(plans)
         kinds = ("tokens", "weights", "starts") if manifest.split else ("tokens", "weights")
         copied = [entry for entry in manifest.files if entry.kind in kinds]
-        needed = per_window * manifest.windows["count"] + sum(entry.bytes for entry in copied)
-    check_space(out, needed - bytes_at(out) + HEADROOM)
+        windows_bytes = window_bytes(plans) * manifest.windows["count"]
+        copied_bytes = sum(entry.bytes for entry in copied)
+    per_shard = windows_per_shard(plans, manifest.job["shard_size"], manifest.job["batch_size"])
+    if isinstance(out, Bucket):
+        under_way = min(windows_bytes, shards_under_way() * per_shard * window_bytes(plans))
+        check_scratch(scratch, copied_bytes + under_way + HEADROOM)
+    else:
+        check_space(out, windows_bytes + copied_bytes - bytes_at(out) + HEADROOM)
 
     job["source_sha256"] = sha256_of(source / MANIFEST)
     with (
-        claimed(out, job, overwrite=overwrite) as work,
+        claimed(out, job, overwrite=overwrite, scratch=scratch) as work,
         garbled_is_damaged(source),
     ):
         say_what_is_kept(work, found, reporter)
@@ -83,35 +98,36 @@ def expand(source: Path, out: Path, *, device: str, overwrite: bool, reporter: R
         windows = _checked_source(source, manifest, backend, reporter)
         with reporter.stage("copy", sum(entry.bytes for entry in missing), "bytes") as advance:
             for entry in missing:
-                if copy(own_file(source, entry.name), out, entry.name).sha256 != entry.sha256:
+                if copy(own_file(source, entry.name), work.root, entry.name).sha256 != entry.sha256:
                     raise _damaged(source / entry.name)
                 work.journal.add_file(entry)
                 advance(entry.bytes)
         # From here on nothing is read from the compact export, which may change again.
         plan = windows.windows
         if manifest.split:
-            plan = replace(plan, root=out, listed=open_starts(out / STARTS))
-        windows = replace(windows, windows=plan, stream=TokenStream(out, token_parts(manifest)))
-        options = manifest.job
-        per_shard = windows_per_shard(plans, options["shard_size"], options["batch_size"])
+            plan = replace(plan, root=out, listed=open_starts(work.root / STARTS))
+        windows = replace(
+            windows, windows=plan, stream=TokenStream(work.root, token_parts(manifest))
+        )
         shards = write_shards(work, windows, plans, per_shard, reporter)
         method = Method("tables", (manifest.compute or {})["method_reason"])
         full = replace(
             manifest,
-            job=options | {"artifact": "full"},
+            job=manifest.job | {"artifact": "full"},
             software=expanded_software(manifest),
             compute=backend.record(method, windows.layer, windows.tables),
             expand=None,
             files=(*copied, *shards),
         )
         reporter.check()
+        work.journal.check_finished()
         write_run(out, started, reporter)
         commit(out, full)
     return summary(out, full, reporter)
 
 
 def _checked_source(
-    source: Path, manifest: Manifest, backend: Backend, reporter: Reporter
+    source: Place, manifest: Manifest, backend: Backend, reporter: Reporter
 ) -> WindowSource:
     """What windows are computed from, in memory of our own but for the token stream.
 
@@ -143,11 +159,13 @@ def _checked_source(
     return windows
 
 
-def _status(path: Path) -> tuple[int, int, int]:
+def _status(path: Place) -> object:
     """What changes when somebody writes to a file."""
+    if isinstance(path, Bucket):
+        return path.look()
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _damaged(path: Path) -> ExportError:
+def _damaged(path: Place) -> ExportError:
     return ExportError(f"{path} is damaged: its bytes do not match the hash in {MANIFEST}")

@@ -10,7 +10,9 @@ from typing import Any, get_args
 import click
 from click import Choice, argument, option
 
+from exporters.bucket import place_of
 from exporters.errors import ExportError
+from exporters.filesystems import is_url
 from exporters.safefile import open_regular
 from jobs.config import D_MODEL, EXPORTS, HEADS, Format
 from jobs.tokenizer import ENCODINGS
@@ -64,6 +66,17 @@ class SafePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class PlaceOrUrl(SafePath):
+    """A path, or the URL of a place in a bucket."""
+
+    name = "path or URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and is_url(value) and "\0" not in value:
+            return place_of(value)
+        return super().convert(value, param, ctx)
+
+
 def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     """Take defaults from a TOML file whose keys are the long options' names."""
     if path is None:
@@ -111,6 +124,11 @@ def _toml_types(parameter: click.Parameter) -> tuple[type, ...]:
     return (str,)
 
 
+scratch_option = option("--scratch",
+                        type=SafePath(path_type=Path, exists=True, file_okay=False),
+                        show_default="the system's for temporary files",
+                        help="Folder for files on their way to a bucket.")  # fmt: skip
+
 device_option = option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="auto",
                        show_default=True, help="Where to compute.")  # fmt: skip
 
@@ -123,7 +141,9 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
     path = SafePath(path_type=Path)
     options = [
         argument("corpus", nargs=-1, required=needed, type=SafePath(allow_dash=True)),
-        option("--out", required=needed, type=path, help="Folder of the export."),
+        option("--out", required=needed, type=PlaceOrUrl(path_type=Path),
+                     help="Folder of the export, or s3://bucket/prefix or another URL."),
+        scratch_option,
         option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
                      help="TOML file with any of these options by name; flags win over it."),
         option("--tokenizer", show_default="the folder that --weights names, else cl100k_base",

@@ -19,6 +19,7 @@ class Sizes:
     weight_bytes: int
     table_bytes: int  # in the export if it is compact, else in .work/ until the end
     window_bytes: int
+    shard_bytes: int  # of those, what is in shards
     total_bytes: int  # of the export
     disk_bytes: int  # the most that stands on the disk at once
 
@@ -38,6 +39,7 @@ def sizes(
     weight_bytes = shape.bytes if shape and config.save_weights else 0
     tables = shape.table_bytes(distinct) if shape and method and method.name == "tables" else 0
     per_window = window_bytes(shard_tensors(config, shape)) if config.artifact == "full" else 0
+    shards = windows * per_window
     if config.boundaries == "split" or (config.artifact, config.sampling) == ("compact", "random"):
         per_window += window_bytes(starts_tensors(padded=config.tail == "pad"))
     all_windows = windows * per_window
@@ -47,6 +49,7 @@ def sizes(
         weight_bytes=weight_bytes,
         table_bytes=tables,
         window_bytes=all_windows,
+        shard_bytes=shards,
         total_bytes=total + (tables if config.artifact == "compact" else 0),
         disk_bytes=total + tables,
     )

@@ -8,7 +8,6 @@ import torch
 from exporters.contents import window_bytes
 from exporters.errors import ExportError, WeightsError
 from exporters.source import separate
-from exporters.space import HEADROOM, check_space
 from exporters.spans import WindowCounts, count_more
 from exporters.state import check_claim
 from exporters.tokens import PART_TOKENS
@@ -21,9 +20,10 @@ from jobs.estimate import Estimate, estimate, needs_no_sample
 from jobs.inputs.files import Corpus, find_files
 from jobs.layers import load_weights, model_of
 from jobs.layershape import layer_shape
-from jobs.outputs import shard_tensors, sizes, windows_per_shard
+from jobs.outputs import Sizes, shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
 from jobs.reads import SCHEME, Reads, first_layer_reads
+from jobs.room import check_room
 from jobs.run import choose_backend, decide
 from jobs.tokenise import tokenise
 from jobs.tokenizer import Tokenizer
@@ -102,7 +102,7 @@ def plan(config: JobConfig, reporter: Reporter, *, exact: bool = False) -> Plan:
         QkvmillError: if options, corpus or a file of weights would stop the run.
     """
     corpus = find_files(
-        config.corpus, out=config.out, format=config.format,
+        config.corpus, out=config.local_out, format=config.format,
         skip_empty=config.bad_records == "skip",
     )  # fmt: skip
     check_apart(config, corpus)
@@ -148,7 +148,8 @@ def plan(config: JobConfig, reporter: Reporter, *, exact: bool = False) -> Plan:
         reads = first_layer_reads(model.d_model, model.q_width, model.kv_width)
     held = max(rounding, size.table_bytes + max(building, buffers))
     sampled = totals.sampled_bytes is not None
-    obstacles = [totals.obstacle, _obstacle(config, size.disk_bytes + HEADROOM)]
+    shard_bytes = per_shard * window_bytes(plans)
+    obstacles = [totals.obstacle, _obstacle(config, size, shard_bytes)]
     return Plan(
         exact=not sampled,
         sampled_bytes=totals.sampled_bytes,
@@ -263,13 +264,13 @@ def _estimated_windows(config: JobConfig, found: Estimate) -> WindowCounts:
     return WindowCounts(**scaled, longest_span=longest)
 
 
-def _obstacle(config: JobConfig, needed: int) -> str | None:
+def _obstacle(config: JobConfig, size: Sizes, shard_bytes: int) -> str | None:
     """What would stop a run at --out, or a model without tensors, in the words of the run."""
     try:
         if config.weights is not None and os.path.isdir(config.weights):
             check_checkpoint(config.weights, context_length=config.context_length)
         check_claim(config.out, overwrite=config.overwrite)
-        check_space(config.out, needed)
+        check_room(config, size, shard_bytes)
     except (ExportError, WeightsError) as error:
         return str(error)
     return None

@@ -5,11 +5,11 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from exporters.bucket import Place
 from exporters.files import write_text
 from exporters.manifest import RUN, FileEntry, Manifest
 from exporters.recipe import recipe
@@ -55,7 +55,7 @@ class Summary:
     stages: tuple[Timing, ...]
 
 
-def summary(out: Path, manifest: Manifest, reporter: Reporter) -> Summary:
+def summary(out: Place, manifest: Manifest, reporter: Reporter) -> Summary:
     """The summary of a committed export."""
     compute = manifest.compute or {}
     return Summary(
@@ -134,7 +134,7 @@ def manifest_of(
     return replace(manifest, expand=recipe(manifest)) if manifest.compact else manifest
 
 
-def write_run(root: Path, started: datetime, reporter: Reporter) -> None:
+def write_run(root: Place, started: datetime, reporter: Reporter) -> None:
     """Write run.json: all that may differ between two runs of the same job."""
     finished = datetime.now(UTC)
     document: dict[str, Any] = {

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from exporters.bucket import Place
+from exporters.claims import tidy
 from exporters.errors import ExportError
-from exporters.folder import Work, tidy
+from exporters.folder import Work
 from exporters.journal import JOURNAL, differences
 from exporters.kept import check_kept, drop, is_as_said, kind_of, start_over
-from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
+from exporters.manifest import Manifest, first_lacking, garbled_is_damaged, read_manifest
 from exporters.space import readable
 from exporters.state import State, state_of
 from jobs.compute import MADE_AGAIN
@@ -24,7 +25,7 @@ NOTE = "method"  # in the journal, once it is decided
 
 
 def finished(
-    root: Path,
+    root: Place,
     job: dict[str, Any],
     changed_input: Callable[[Manifest], object],
     reporter: Reporter,
@@ -54,13 +55,11 @@ def finished(
             f"--out {root} holds a finished export of other options or inputs "
             f"({'; '.join(changed)}); give another folder, or --overwrite to replace it"
         )
-    for entry in manifest.files:
-        path = root / entry.name
-        if not path.is_file() or path.stat().st_size != entry.bytes:
-            raise ExportError(
-                f"{path} is missing or not whole, though the export was finished; "
-                "give --overwrite to make it again"
-            )
+    if (lacking := first_lacking(root, manifest.files)) is not None:
+        raise ExportError(
+            f"{root / lacking.name} is missing or not whole, though the export was finished; "
+            "give --overwrite to make it again"
+        )
     # Only now, for a journal beside a manifest that is not its own may be all that is known.
     tidy(root)
     reporter.note(
@@ -88,7 +87,7 @@ def say_what_is_kept(work: Work, found: State, reporter: Reporter) -> None:
     elif not journal.files:
         check_kept(work, lambda _: None)
         if found is not State.NOTHING:
-            reporter.note(f"{work.root} held {found}: starting over")
+            reporter.note(f"{work.out} held {found}: starting over")
     else:
         _check_files(work, reporter)
 
@@ -97,20 +96,20 @@ def _check_files(work: Work, reporter: Reporter) -> None:
     """Keep the files that are as they were written, and say so."""
     with reporter.stage("check", work.kept_bytes(), "bytes") as advance:
         damaged = check_kept(work, advance)
-    strange = [entry for entry in work.journal.files.values() if not is_as_said(work.root, entry)]
+    strange = [entry for entry in work.journal.files.values() if not is_as_said(work, entry)]
     # Nothing is made from shards; what was made from other files is not known to be right.
     if any(not entry.name.startswith("shards/") for entry in strange):
         _disbelieve(work, reporter)
         return
     drop(work, [entry.name for entry in strange])
     for name in (*damaged, *(entry.name for entry in strange)):
-        reporter.note(f"{work.root / name} {MADE_AGAIN}")
+        reporter.note(f"{work.out / name} {MADE_AGAIN}")
     files, size = len(work.journal.files), readable(work.kept_bytes())
-    reporter.note(f"{work.root} holds an unfinished export: going on, {files} files of {size} kept")
+    reporter.note(f"{work.out} holds an unfinished export: going on, {files} files of {size} kept")
 
 
 def _disbelieve(work: Work, reporter: Reporter) -> None:
-    reporter.note(f"{work.root / JOURNAL} {WRONG}: starting over")
+    reporter.note(f"{work.out / JOURNAL} {WRONG}: starting over")
     start_over(work)
 
 

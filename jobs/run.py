@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
+from exporters.claims import claimed
 from exporters.contents import window_bytes
 from exporters.errors import WeightsError
-from exporters.folder import claimed
 from exporters.kept import discard
 from exporters.manifest import Manifest, commit
 from exporters.source import WindowSource
@@ -28,6 +28,7 @@ from jobs.parameters import make_parameters
 from jobs.progress import Reporter
 from jobs.record import Summary, manifest_of, summary, write_run
 from jobs.resume import finished, keep_method, kept_method, say_what_is_kept
+from jobs.room import check_room
 from jobs.starts import write_starts
 from jobs.stream import changed_file, token_entry, write_stream
 from jobs.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     """
     started = datetime.now(UTC)
     corpus = find_files(
-        config.corpus, out=config.out, format=config.format,
+        config.corpus, out=config.local_out, format=config.format,
         skip_empty=config.bad_records == "skip",
     )  # fmt: skip
     check_apart(config, corpus)
@@ -68,16 +69,17 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
     if not config.overwrite and (done := finished(config.out, job, changed_input, reporter)):
         return summary(config.out, done, reporter)
     found = check_claim(config.out, overwrite=config.overwrite)
-    needed = bytes_known_before(config, loaded, tokenizer)
-    check_space(config.out, needed - bytes_at(config.out) + HEADROOM)
+    if config.local_out is not None:
+        needed = bytes_known_before(config, loaded, tokenizer)
+        check_space(config.local_out, needed - bytes_at(config.local_out) + HEADROOM)
 
-    with claimed(config.out, job, overwrite=config.overwrite) as work:
+    with claimed(config.out, job, overwrite=config.overwrite, scratch=config.scratch) as work:
         say_what_is_kept(work, found, reporter)
         corpus = spool(
-            corpus, config.out / WORK, reporter.note, reporter.check, overwrite=config.overwrite
+            corpus, work.root / WORK, reporter.note, reporter.check, overwrite=config.overwrite
         )
         totals, parts = write_stream(config, corpus, tokenizer, work, reporter)
-        stream = TokenStream(config.out, parts)
+        stream = TokenStream(work.root, parts)
         padding = padding_of(config, tokenizer)
         try:
             windows = plan_windows(config, stream, totals.documents, padding)
@@ -91,12 +93,13 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             discard(work)
             raise
         keep_method(work, method)
-        needed = sizes(
+        size = sizes(
             config, shape, method, tokens=totals.tokens, documents=totals.documents,
             distinct=len(ids), windows=windows.count,
-        ).disk_bytes  # fmt: skip
-        check_space(config.out, needed + HEADROOM, work.kept_bytes())
+        )  # fmt: skip
         plans = shard_tensors(config, shape)
+        per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
+        check_room(config, size, per_shard * window_bytes(plans), work.bytes_at_root())
         _say_what_differs(config, windows, window_bytes(plans), reporter)
 
         entries = [token_entry(part) for part in parts]
@@ -119,11 +122,11 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
                 layer=parameters.layer if parameters else None,
                 tables=parameters.tables if parameters else None,
             )
-            per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
             entries += write_shards(work, source, plans, per_shard, reporter)
 
         manifest = manifest_of(config, corpus, tokenizer, totals, windows, parameters, entries)
         reporter.check()
+        work.journal.check_finished()
         write_run(config.out, started, reporter)
         commit(config.out, manifest)
     return summary(config.out, manifest, reporter)

@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from exporters.bucket import Place
 from exporters.contents import exported_tensors
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
@@ -88,7 +88,7 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def show_export(console: Console, root: Path, manifest: Manifest) -> None:
+def show_export(console: Console, root: Place, manifest: Manifest) -> None:
     """What an export holds."""
     pairs: dict[str, Any] = {
         "artifact": manifest.job["artifact"],
@@ -158,7 +158,7 @@ def _axes(name: str, layout: str) -> tuple[str, ...]:
 
 
 def window_record(
-    root: Path, manifest: Manifest, index: int, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
+    root: Place, manifest: Manifest, index: int, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """A window's ids and texts, read from the token stream, for people and for --json.
 

@@ -37,7 +37,7 @@ def write_starts(
     kept = work.kept(STARTS)
     if kept and kept != entry_of(kept, "starts", declared, 0, windows.count):
         work.journal.forget(STARTS)
-        reporter.note(f"{work.root / STARTS} {MADE_AGAIN}")
+        reporter.note(f"{work.out / STARTS} {MADE_AGAIN}")
     if work.kept(STARTS) is None:
         amount = windows.count * len(declared)
         with reporter.stage("starts", amount, "starts") as advance:

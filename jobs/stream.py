@@ -70,7 +70,7 @@ def _go_on(
             raise ChangedCorpusError(changed)
         believed = _fits(corpus, work, parts, done, whole)
     if not believed:
-        reporter.note(f"{work.root / JOURNAL} {WRONG}: starting over")
+        reporter.note(f"{work.out / JOURNAL} {WRONG}: starting over")
         start_over(work)
         parts, done, whole = [], Done(), False
     names = {part.file.name for part in parts}

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import tenacity
 
+from exporters.filesystems import reason, true_error
 from jobs.errors import CorpusError
 from jobs.inputs.locations import shown
 from jobs.stopping import waiting
@@ -52,20 +53,11 @@ def attempts(url: str, note: Callable[[str], None]) -> Callable[[Callable[[], T]
 
 def _may_pass(error: BaseException) -> bool:
     """Whether another attempt may do better."""
-    error = _true(error)
+    error = true_error(error)
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in (408, 425, 429)
     return isinstance(error, Exception) and not isinstance(error, LASTING)
-
-
-def _true(error: BaseException) -> BaseException:
-    """An error, or what made fsspec say of it that an http file is not there."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or cause is None:
-        return error
-    of_http = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
-    return cause if of_http else error
 
 
 def not_read(url: str, error: Exception, made: int = 1) -> QkvmillError:
@@ -74,17 +66,3 @@ def not_read(url: str, error: Exception, made: int = 1) -> QkvmillError:
         return error
     tried = f", {made} times" if made > 1 and _may_pass(error) else ""
     return CorpusError(f"{shown(url)} could not be read: {reason(error)}{tried}")
-
-
-def reason(error: BaseException | None) -> str:
-    """Why something failed, in words of one line that name no URL."""
-    if error is None:
-        return "no reason was given"
-    error = _true(error)
-    status = getattr(error, "status", None)
-    if status == 404 or isinstance(error, FileNotFoundError):
-        return "it is not there"
-    if isinstance(status, int):
-        return f"{status} {getattr(error, 'message', '')}".strip()
-    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-    return text or type(error).__name__

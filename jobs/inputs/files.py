@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.errors import ExportError
+from exporters.filesystems import is_url
 from exporters.safefile import open_regular
 from jobs.errors import CorpusError
 from jobs.inputs.folders import chosen, files_below
 from jobs.inputs.globs import fixed_part, is_pattern, matches
 from jobs.inputs.kinds import READ, Kind, kind_of
-from jobs.inputs.locations import STDIN, is_url, shown
+from jobs.inputs.locations import STDIN, shown
 from jobs.inputs.remote import RemoteFile, find_remote, local_path
 
 LIST = "@"

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from exporters.errors import ExportError
+from exporters.filesystems import is_url
 from exporters.safefile import open_regular
 from jobs.errors import CorpusError
 from jobs.inputs.compression import COMPRESSIONS, START_BYTES, compression_of, inflated
 from jobs.inputs.files import InputFile, version_of
 from jobs.inputs.kinds import TEXTUAL
-from jobs.inputs.locations import STDIN, is_url, shown
+from jobs.inputs.locations import STDIN, shown
 from jobs.inputs.remote import READ_BYTES, changed, open_remote, read_remote
 from jobs.inputs.source import Source
 from jobs.inputs.stdin import read_stdin

@@ -6,32 +6,18 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
+from exporters import filesystems
+from exporters.errors import ExportError
+from exporters.filesystems import VERSIONS, filesystem, is_web
 from jobs.errors import CorpusError
-from jobs.inputs.attempts import ATTEMPTS, attempts, not_read, reason
+from jobs.inputs.attempts import ATTEMPTS, attempts, not_read
 from jobs.inputs.globs import MAGIC
-from jobs.inputs.locations import is_web, shown
+from jobs.inputs.locations import shown
 from jobs.inputs.places import open_places
 from jobs.stopping import waiting
 from kernels.errors import QkvmillError
 
 READ_BYTES = 1 << 20
-CONNECT_SECONDS = 30
-SILENT_SECONDS = 60
-
-EXTRAS = {
-    "s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs"),
-    "http": ("aiohttp", "http"), "https": ("aiohttp", "http"), "hf": ("huggingface_hub", "hf"),
-}  # fmt: skip
-"""Protocol -> the package that speaks it, and the extra of ours that installs it."""
-
-VERSIONS = (
-    "ETag", "etag", "Content-MD5", "blob_id", "generation", "LastModified", "last_modified",
-    "Last-Modified", "mtime", "updated", "modify", "created",
-)  # fmt: skip
-"""What filesystems tell of a file that changes with its bytes, the surest first."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +39,15 @@ class Listing:
 
 
 def local_path(url: str) -> str | None:
-    """The path that a URL of this machine's filesystem stands for; None for any other.
+    """As local_path of exporters/filesystems.py, of a corpus.
 
     Raises:
         CorpusError: if nothing that is installed speaks its protocol.
     """
-    system, path = _filesystem(url)
-    return path if isinstance(system, LocalFileSystem) else None
+    try:
+        return filesystems.local_path(url)
+    except ExportError as error:
+        raise CorpusError(str(error)) from error
 
 
 def find_remote(url: str) -> Listing:
@@ -185,36 +173,11 @@ def changed(location: str, size: int | None) -> CorpusError:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and its path there."""
-    protocol = url.partition("://")[0]
-    options: dict[str, Any] = {}
+    """As filesystem of exporters/filesystems.py, of a corpus."""
     try:
-        if is_web(url):
-            options["client_kwargs"] = {"timeout": _http_timeout()}
-        system, path = fsspec.url_to_fs(url, **options)
-    except ImportError as error:
-        package, extra = EXTRAS.get(protocol, (None, None))
-        if extra is None:
-            raise CorpusError(f"{shown(url)} could not be read: {reason(error)}") from error
-        raise CorpusError(
-            f"{shown(url)} could not be read: {protocol}:// needs the package {package}, which is "
-            f"not installed; install it with pip install 'qkvmill[{extra}]'"
-        ) from error
-    except ValueError as error:
-        raise CorpusError(
-            f"{shown(url)} could not be read: {reason(error)}; known are {', '.join(EXTRAS)} and "
-            "what else fsspec knows"
-        ) from error
-    except Exception as error:
-        raise not_read(url, error) from error
-    return system, path
-
-
-def _http_timeout() -> Any:
-    """Time limits for connecting and for silence; the whole of a file may take any time."""
-    import aiohttp  # an extra
-
-    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+        return filesystem(url)
+    except ExportError as error:
+        raise CorpusError(str(error)) from error
 
 
 def _listed(system: Any, path: str, infos: dict[str, dict[str, Any]]) -> Listing:

@@ -102,7 +102,7 @@ def test_a_journal_that_says_no_sense_is_none(root: Path) -> None:
     for line in (*lines, {"file": good}, {"note": ["x"], "value": 1}, {"note": "x"}, [], 5, None):
         start_journal(root, JOB)
         with (root / JOURNAL).open("ab") as file:
-            file.write(journal._line(line))
+            file.write(journal.line_of(line))
         assert names(root) is None, line
     for fingerprint in (None, 1, [1], deep):
         start_journal(root, fingerprint)  # type: ignore[arg-type]

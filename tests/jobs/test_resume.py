@@ -533,7 +533,7 @@ def test_a_journal_whose_lines_are_whole_but_wrong_is_not_believed(
     lines = [json.loads(raw.partition(b" ")[2]) for raw in data.splitlines()]
     for line in lines:
         change(line)
-    (out / JOURNAL).write_bytes(b"".join(map(journal._line, lines)))
+    (out / JOURNAL).write_bytes(b"".join(map(journal.line_of, lines)))
     assert (out / JOURNAL).read_bytes() != data
     result = succeed(*command, "--out", out)
     assert "starting over" in result.stderr or "it is made again" in result.stderr
@@ -546,7 +546,7 @@ def test_notes_without_a_finished_file_are_checked_too(tmp_path: Path, corpus: P
     out = tmp_path / "out"
     unfinished(out, "run", corpus, *JOB)
     first = (out / JOURNAL).read_bytes().splitlines(keepends=True)[0]
-    (out / JOURNAL).write_bytes(first + journal._line({"note": "tokens", "value": {}}))
+    (out / JOURNAL).write_bytes(first + journal.line_of({"note": "tokens", "value": {}}))
     assert "starting over" in succeed("run", corpus, *JOB, "--out", out).stderr
 
 
@@ -640,7 +640,8 @@ def test_a_disk_that_fills_up_is_named_and_after_space_is_made_the_job_goes_on(
     command = ("run", corpus, *SMALL, "--method", method, "--vocab-size", "corpus", "--shard-size",
                "1MB")  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.run.check_space", lambda *_: None)  # someone else fills the disk
+        for place in ("jobs.run.check_space", "jobs.room.check_space"):
+            patched.setattr(place, lambda *_: None)  # someone else fills the disk
         result = qkvmill(*command, "--out", disk / "out", "--quiet")
     say(result, "could not be written: No space left on device; what is finished is kept")
     assert f"{disk}/out/shards/" in result.stderr

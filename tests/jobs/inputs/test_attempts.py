@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 import tenacity
 
+from exporters.filesystems import reason
 from jobs.errors import CorpusError
 from jobs.inputs import attempts
-from jobs.inputs.attempts import WAIT, not_read, reason
+from jobs.inputs.attempts import WAIT, not_read
 from jobs.stopping import SIGNALS, StoppedError, stoppable
 
 URL = "https://me:secret@host/a.txt?signature=x"

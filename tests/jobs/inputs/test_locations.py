@@ -1,6 +1,7 @@
 import pytest
 
-from jobs.inputs.locations import is_url, shown
+from exporters.filesystems import is_url
+from jobs.inputs.locations import shown
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(_registry, protocol, raising=False)
     expected = (
-        f"{url} could not be read: {protocol}:// needs the package {module}, which is not "
+        f"{url} could not be opened: {protocol}:// needs the package {module}, which is not "
         f"installed; install it with pip install 'qkvmill[{extra}]'"
     )
     with pytest.raises(CorpusError) as error:
