@@ -60,6 +60,21 @@ def whole_file(root: Path, name: str) -> Iterator[FileIO]:
         raise
 
 
+def adopt(root: Path, own_name: str, name: str) -> None:
+    """Give a whole file below root, which another process wrote and synced, its name, durably.
+
+    Raises:
+        ExportError: if it cannot be renamed.
+    """
+    final = root / name
+    try:
+        make_folders(final.parent)
+        disk.rename(root / own_name, final)
+        disk.sync_folder(final.parent)
+    except OSError as error:
+        raise not_written(final, error) from error
+
+
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
     """Write all of data: one write takes 2 GB at most, and may take less than it is given."""
     view = memoryview(data)

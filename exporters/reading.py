@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged
 from exporters.objecttensors import ObjectTensors
 from exporters.safefile import open_tensors, own_file, read_header
 from exporters.shards import DTYPE_NAMES
-from exporters.source import WindowSource, fill
+from exporters.source import WindowSource, fill, read_windows
 from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES, load_tables
 from exporters.tokens import TokenPart, TokenStream
@@ -194,8 +195,8 @@ def open_source(root: Place, manifest: Manifest, backend: Backend) -> WindowSour
         if layer.d_model != said.get("d_model"):
             raise ExportError(f"{root / MANIFEST} has another d_model than {WEIGHTS}")
     return WindowSource(
-        windows=windows,
-        stream=stream,
+        read=partial(read_windows, windows, stream),
+        context_length=length,
         layout=manifest.job["layout"],
         backend=backend,
         layer=None if layer is None else pack(layer, backend.device),

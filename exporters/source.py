@@ -1,5 +1,6 @@
 """Computes windows: token stream -> ids -> x and y, q, k and v."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -12,17 +13,58 @@ from kernels.errors import LayerError
 from kernels.packed import PackedLayer
 from kernels.tables import Tables
 
+INTEGERS = ("window_start", "mask", "input_ids", "target_ids", "document_ids")
+"""Tensors of a window that are read and not computed."""
+
+Read = Callable[[int, int, Collection[str]], dict[str, Tensor]]
+"""Reads those INTEGERS of windows first to stop - 1 that are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSource:
     """Everything that windows are computed from."""
 
-    windows: WindowPlan
-    stream: TokenStream
+    read: Read
+    context_length: int
     layout: str  # "bhtd" or "bthd"
     backend: Backend | None  # None where nothing but ids is asked for
     layer: PackedLayer | None  # for x and y, and for q, k and v by method direct
     tables: Tables | None  # for q, k and v by method tables
+
+
+def read_windows(
+    plan: WindowPlan, stream: TokenStream, first: int, stop: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Those INTEGERS of windows first to stop - 1 that are named, from the token stream.
+
+    Raises:
+        ExportError: if a window leaves the stream, or a file cannot be read.
+    """
+    starts, pairs = plan.places(first, stop)
+    tensors = {"window_start": starts}
+    if "mask" in names:
+        tensors["mask"] = mask_of(pairs, plan.context_length)
+    if not set(names) <= tensors.keys():
+        windows = cut_windows(
+            stream,
+            starts,
+            plan.context_length,
+            documents="document_ids" in names,
+            pairs=None if plan.padding is None else pairs,
+            padding=plan.padding or 0,
+        )
+        tensors |= {"input_ids": windows.input_ids, "target_ids": windows.target_ids}
+        if windows.document_ids is not None:
+            tensors["document_ids"] = windows.document_ids
+    return {name: tensors[name] for name in names}
+
+
+def needed(names: Collection[str]) -> set[str]:
+    """The INTEGERS that tensors of a window are, or are computed from."""
+    found = set(names) & set(INTEGERS)
+    if not found.issuperset(names):
+        found |= {"input_ids", "target_ids"} if "y" in names else {"input_ids"}
+    return found
 
 
 def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) -> None:
@@ -34,26 +76,10 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
         LayerError: if the tables or the embedding lack a token of the stream.
         ExportError: if a window leaves the stream, or a file cannot be read.
     """
-    plan = source.windows
-    starts, pairs = plan.places(first, stop)
-    if "window_start" in out:
-        out["window_start"].copy_(starts)
-    if "mask" in out:
-        out["mask"].copy_(mask_of(pairs, plan.context_length))
-    if out.keys() <= {"window_start", "mask"}:
-        return
-    windows = cut_windows(
-        source.stream,
-        starts,
-        plan.context_length,
-        documents="document_ids" in out,
-        pairs=None if plan.padding is None else pairs,
-        padding=plan.padding or 0,
-    )
-    for name in ("input_ids", "target_ids", "document_ids"):
-        if name in out:
-            out[name].copy_(getattr(windows, name))
-    if source.backend is None:
+    windows = source.read(first, stop, needed(out))
+    for name in out.keys() & set(INTEGERS):
+        out[name].copy_(windows[name])
+    if source.backend is None or out.keys() <= set(INTEGERS):
         return
     backend, device = source.backend, source.backend.device
 
@@ -64,30 +90,31 @@ def fill(source: WindowSource, first: int, stop: int, out: dict[str, Tensor]) ->
 
     results = {name: on_device(name) for name in ("x", "y", "q", "k", "v") if name in out}
     if source.layer is not None:
-        _check_ids(source.layer, windows.input_ids, windows.target_ids)
-        for name, ids in (("x", windows.input_ids), ("y", windows.target_ids)):
+        for name, ids in (("x", "input_ids"), ("y", "target_ids")):
+            if ids in windows:
+                _check_ids(source.layer, windows[ids])
             if name in results:
-                backend.embed(source.layer, ids.to(device), results[name])
+                backend.embed(source.layer, windows[ids].to(device), results[name])
     projected = {name: results[name] for name in ("q", "k", "v") if name in results}
     if source.layout == "bthd":
         projected = {name: tensor.transpose(1, 2) for name, tensor in projected.items()}
     if projected and source.tables is not None:
-        rows = source.tables.rows(windows.input_ids).to(device)
+        rows = source.tables.rows(windows["input_ids"]).to(device)
         backend.combine(source.tables, rows, **projected)
     elif projected and source.layer is not None:
-        backend.project(source.layer, windows.input_ids.to(device), **projected)
+        backend.project(source.layer, windows["input_ids"].to(device), **projected)
     for name, result in results.items():
         if result is not out[name]:
             out[name].copy_(result)
 
 
-def _check_ids(layer: PackedLayer, *ids: Tensor) -> None:
+def _check_ids(layer: PackedLayer, ids: Tensor) -> None:
     """Raise LayerError unless every id has a row: the kernels do not look."""
     rows = len(layer.embedding)
-    for least, most in (torch.aminmax(part) for part in ids):
-        if int(least) < 0 or int(most) >= rows:
-            wrong = int(least) if int(least) < 0 else int(most)
-            raise LayerError(f"the embedding has {rows} rows, none of them for token {wrong}")
+    least, most = torch.aminmax(ids)
+    if int(least) < 0 or int(most) >= rows:
+        wrong = int(least) if int(least) < 0 else int(most)
+        raise LayerError(f"the embedding has {rows} rows, none of them for token {wrong}")
 
 
 def separate(backend: Backend | None, method: str | None) -> bool:

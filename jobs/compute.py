@@ -1,7 +1,7 @@
-"""The window stage: windows are computed, written and hashed at the same time, shard by shard."""
+"""The window stage: every shard that is missing is made, here by threads, or on a cluster."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,61 +11,79 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from exporters.contents import TensorPlan, window_bytes
-from exporters.files import FileRecord
+from exporters.contents import TensorPlan
 from exporters.folder import Work
 from exporters.manifest import FileEntry
-from exporters.shards import AHEAD, DTYPE_NAMES, Shape, file_order, write_pieces, write_tensors
-from exporters.source import WindowSource, fill, separate
+from exporters.shards import AHEAD
+from exporters.source import WindowSource, separate
 from jobs.outputs import allocate, shard_name
 from jobs.pace import Stage
 from jobs.progress import Reporter
+from jobs.shards import (
+    Made,
+    Shard,
+    compute_whole,
+    first_step,
+    make_by_pieces,
+    piece_buffers,
+    piece_bytes,
+    shard_entry,
+    write_whole,
+)
 from jobs.staging import Wait, staging_for
-from kernels.errors import DeviceError
 
-METADATA = ("format", "pt")
 MADE_AGAIN = "is not as it was written: it is made again"
-PIECE_BYTES = 8 << 20  # of one tensor, computed at once: still in the caches when it is written
-STEP_TOKENS = 1 << 14  # computed at once where whole shards are held
-PIECE_TOKENS = 1 << 16  # of a piece at most, since ids are cut for all of them
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A file of windows: its name, its first window and the one after its last."""
+@dataclass(frozen=True, kw_only=True)
+class WindowJob:
+    """The shards that are to be made, and what of."""
 
-    name: str
-    first: int
-    stop: int
+    work: Work
+    source: WindowSource
+    plans: dict[str, TensorPlan]
+    shards: Sequence[Shard]
+
+    @property
+    def method(self) -> str:
+        return "tables" if self.source.tables else "direct"
+
+
+Make = Callable[[WindowJob, Reporter, Stage, Callable[[], None]], None]
+"""Makes all shards of a job; tells the stage of windows and bytes, and calls after each shard."""
 
 
 def write_shards(
     work: Work,
     source: WindowSource,
     plans: dict[str, TensorPlan],
+    windows: int,
     windows_per_shard: int,
     reporter: Reporter,
+    make: Make | None = None,
 ) -> list[FileEntry]:
     """Compute and write every shard that is not kept; returns the entries of all, in order.
+
+    Args:
+        windows: how many there are in all.
+        make: what makes the shards; by default threads of this process.
 
     Raises:
         ExportError: if a shard cannot be written.
     """
-    count = source.windows.count
-    firsts = range(0, count, windows_per_shard)
+    firsts = range(0, windows, windows_per_shard)
     shards = [
-        Shard(shard_name(index, len(firsts)), first, min(first + windows_per_shard, count))
+        Shard(shard_name(index, len(firsts)), first, min(first + windows_per_shard, windows))
         for index, first in enumerate(firsts)
     ]
     for shard in shards:
-        kept, count = work.kept(shard.name), shard.stop - shard.first
-        declared = {name: (plan.dtype, (count, *plan.shape)) for name, plan in plans.items()}
-        if kept and kept != entry_of(kept, "windows", declared, shard.first, count):
+        kept = work.kept(shard.name)
+        if kept and kept != shard_entry(kept, plans, shard):
             work.journal.forget(shard.name)
             reporter.note(f"{work.out / shard.name} {MADE_AGAIN}")
     missing = [shard for shard in shards if work.kept(shard.name) is None]
-    with reporter.stage("windows", source.windows.count, "windows") as stage:
-        stage.skip(source.windows.count - sum(shard.stop - shard.first for shard in missing))
+    with reporter.stage("windows", windows, "windows") as stage:
+        stage.skip(windows - sum(shard.windows for shard in missing))
         written = len(shards) - len(missing)
 
         def on_shard() -> None:
@@ -73,94 +91,59 @@ def write_shards(
             written += 1
             stage.extra(f"{written:,} of {len(shards):,} shards")
 
-        if missing and separate(source.backend, "tables" if source.tables else "direct"):
-            _stream(work, source, plans, missing, reporter, stage, on_shard)
-        elif missing:
-            _compute_ahead(work, source, plans, missing, reporter, stage, on_shard)
+        if missing:
+            job = WindowJob(work=work, source=source, plans=plans, shards=missing)
+            (make or make_here)(job, reporter, stage, on_shard)
     return [work.journal.files[shard.name] for shard in shards]
 
 
 def buffer_bytes(plans: dict[str, TensorPlan], shards: int, shard_bytes: int, pieces: bool) -> int:
     """Bytes of the buffers that write_shards holds, for so many shards; by pieces or whole."""
     if pieces:
-        return min(torch.get_num_threads(), shards) * (AHEAD + 1) * _piece_bytes(plans)
+        return min(torch.get_num_threads(), shards) * (AHEAD + 1) * piece_bytes(plans)
     return min(2, shards) * shard_bytes
 
 
-def _piece_bytes(plans: dict[str, TensorPlan]) -> int:
-    """Bytes of the largest piece: a piece holds one window at least."""
-    return max(PIECE_BYTES, *(plan.window_bytes for plan in plans.values()))
-
-
-def _stream(
-    work: Work,
-    source: WindowSource,
-    plans: dict[str, TensorPlan],
-    shards: list[Shard],
-    reporter: Reporter,
-    stage: Stage,
-    on_shard: Callable[[], None],
+def make_here(
+    job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable[[], None]
 ) -> None:
-    """Compute the tensors of a shard one by one, in pieces that go straight to its file.
+    """Make shards by the threads of this process."""
+    if separate(job.source.backend, job.method):
+        _stream(job, reporter, stage, on_shard)
+    else:
+        _compute_ahead(job, reporter, stage, on_shard)
 
-    As many shards as there are threads are made at once, each by one thread and one that hashes:
+
+def _stream(job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable[[], None]) -> None:
+    """As many shards as there are threads are made at once, each by one thread and one that hashes:
     a hash cannot be shared by threads, and neither can the writes to one file.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(shards))
-    order = file_order({name: plan.dtype for name, plan in plans.items()})
-    size = _piece_bytes(plans)
-    length, per_window = source.windows.context_length, window_bytes(plans)
+    workers = min(threads, len(job.shards))
     idle: SimpleQueue[list[Tensor]] = SimpleQueue()
     for _ in range(workers):
-        idle.put([torch.empty(size, dtype=torch.uint8) for _ in range(AHEAD + 1)])
+        idle.put(piece_buffers(job.plans))
 
-    def write(shard: Shard) -> tuple[float, float]:
-        """Write a shard; returns the seconds of computing and of all."""
+    def write(shard: Shard) -> Made:
         reporter.check()
-        computing = 0.0
-        made = 0  # bytes
         buffers = idle.get()
-        count = shard.stop - shard.first
-
-        def pieces() -> Iterator[Tensor]:
-            nonlocal computing, made
-            turns = cycle(buffers)
-            for name in order:
-                plan = plans[name]
-                most = min(PIECE_BYTES // plan.window_bytes, PIECE_TOKENS // length)
-                step = max(1, most)
-                for at in range(shard.first, shard.stop, step):
-                    until = min(at + step, shard.stop)
-                    began = time.monotonic()
-                    data = next(turns)[: (until - at) * plan.window_bytes]
-                    piece = data.view(plan.dtype).view(until - at, *plan.shape)
-                    fill(source, at, until, {name: piece})
-                    computing += time.monotonic() - began
-                    # A window counts once there are as many bytes: all are whole at the end only.
-                    windows = (made + piece.nbytes) // per_window - made // per_window
-                    made += piece.nbytes
-                    stage.add(tokens=windows * length, bytes=piece.nbytes)
-                    stage(windows)
-                    yield piece
-
-        began = time.monotonic()
-        declared = {name: (plan.dtype, (count, *plan.shape)) for name, plan in plans.items()}
         try:
-            record = write_pieces(work.root, shard.name, declared, pieces(), METADATA)
+            made = make_by_pieces(
+                job.work.root, job.source, job.plans, shard, buffers, _counter(job, stage)
+            )
         finally:
             idle.put(buffers)
-        work.journal.add_file(entry_of(record, "windows", declared, shard.first, count))
-        return computing, time.monotonic() - began
+        job.work.journal.add_file(shard_entry(made.record, job.plans, shard))
+        return made
 
     try:
         with ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (1,)) as pool:
-            futures = [pool.submit(write, shard) for shard in shards]
+            futures = [pool.submit(write, shard) for shard in job.shards]
             try:
                 for future in as_completed(futures):
-                    computing, seconds = future.result()
-                    reporter.add("compute", computing / workers)
-                    reporter.add("write", (seconds - computing) / workers)
+                    made = future.result()
+                    reporter.add("compute", made.computing / workers)
+                    reporter.add("write", (made.seconds - made.computing) / workers)
                     on_shard()
             except BaseException:
                 # Shards that other threads are at are finished first: they are kept.
@@ -172,24 +155,17 @@ def _stream(
 
 
 def _compute_ahead(
-    work: Work,
-    source: WindowSource,
-    plans: dict[str, TensorPlan],
-    shards: list[Shard],
-    reporter: Reporter,
-    stage: Stage,
-    on_shard: Callable[[], None],
+    job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable[[], None]
 ) -> None:
     """Compute whole shards, two buffers in turn: one is written while the next is computed.
 
     The time of writing is what the job waits for it.
     """
-    device = source.backend.device if source.backend else torch.device("cpu")
-    most = max(shard.stop - shard.first for shard in shards)
-    buffers = [allocate(plans, most, pinned=device.type == "cuda") for _ in shards[:2]]
-    length, per_window = source.windows.context_length, window_bytes(plans)
-    step = max(1, STEP_TOKENS // length)
-    halved = False
+    device = job.source.backend.device if job.source.backend else torch.device("cpu")
+    most = max(shard.windows for shard in job.shards)
+    pinned = device.type == "cuda"
+    buffers = [allocate(job.plans, most, pinned=pinned) for _ in job.shards[:2]]
+    step = first_step(job.source)
     staging = staging_for(device)
     written: Future[None] | None = None
 
@@ -199,73 +175,32 @@ def _compute_ahead(
         reporter.add("write", time.monotonic() - began)
         on_shard()
 
+    def write(shard: Shard, tensors: dict[str, Tensor], arrived: Wait) -> None:
+        arrived()
+        record = write_whole(job.work.root, shard, tensors)
+        job.work.journal.add_file(shard_entry(record, job.plans, shard))
+
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer, closing(staging):
-        for shard, buffer in zip(shards, cycle(buffers), strict=False):
-            tensors = {name: t[: shard.stop - shard.first] for name, t in buffer.items()}
+        for shard, buffer in zip(job.shards, cycle(buffers), strict=False):
+            tensors = {name: tensor[: shard.windows] for name, tensor in buffer.items()}
             began = time.monotonic()
-            at = shard.first
-            while at < shard.stop:
-                until = min(at + step, shard.stop)
-                rows = slice(at - shard.first, until - shard.first)
-                host = {name: tensor[rows] for name, tensor in tensors.items()}
-                try:
-                    fill(source, at, until, staging.target(host))
-                except torch.OutOfMemoryError as error:
-                    if step == 1:
-                        raise DeviceError(
-                            "the GPU's memory ran out on one window; give a smaller "
-                            "--context-length or --device cpu"
-                        ) from error
-                    if not halved:
-                        reporter.note("the GPU's memory ran out: computing fewer windows at once")
-                    step, halved = step // 2, True
-                else:
-                    arrived = staging.send(host)
-                    stage.add(tokens=(until - at) * length, bytes=(until - at) * per_window)
-                    stage(until - at)
-                    at = until
-                    continue
-                # Not before the error is gone, whose traceback holds the buffers.
-                staging.close()
-                torch.cuda.empty_cache()
+            arrived, step = compute_whole(
+                job.source, job.plans, shard, tensors, staging, step, _counter(job, stage),
+                reporter.note,
+            )  # fmt: skip
             reporter.add("compute", time.monotonic() - began)
             if written is not None:
                 wait_for(written)
-            written = writer.submit(_write, work, shard, tensors, arrived)
+            written = writer.submit(write, shard, tensors, arrived)
         if written is not None:
             wait_for(written)
 
 
-def _write(work: Work, shard: Shard, tensors: dict[str, Tensor], arrived: Wait) -> None:
-    """Write one shard, once all of it is there."""
-    arrived()
-    record = write_tensors(work.root, shard.name, tensors, METADATA)
-    count = shard.stop - shard.first
-    work.journal.add_file(entry_of(record, "windows", shapes(tensors), shard.first, count))
+def _counter(job: WindowJob, stage: Stage) -> Callable[[int, int], None]:
+    """What tells a stage of windows and bytes."""
 
+    def count(windows: int, size: int) -> None:
+        stage.add(tokens=windows * job.source.context_length, bytes=size)
+        stage(windows)
 
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """dtype and shape of each tensor."""
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def entry_of(
-    record: FileRecord | FileEntry,
-    kind: str,
-    declared: Mapping[str, Shape],
-    first: int = 0,
-    count: int = 0,
-) -> FileEntry:
-    """The manifest's entry of a file that holds some tensors."""
-    return FileEntry(
-        name=record.name,
-        kind=kind,
-        bytes=record.bytes,
-        sha256=record.sha256,
-        first=first,
-        count=count,
-        tensors={
-            name: {"dtype": DTYPE_NAMES[dtype], "shape": list(shape)}
-            for name, (dtype, shape) in declared.items()
-        },
-    )
+    return count

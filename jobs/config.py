@@ -76,6 +76,8 @@ class JobConfig:
     bad_records: Literal["fail", "skip"] = "fail"
     max_record_bytes: int = 64 << 20
     workers: int | None = None  # None: one for each core
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -111,6 +113,10 @@ class JobConfig:
         if self.tf32 and self.method != "direct":
             raise ConfigError("--tf32 needs --method direct: tables are exact")
         check_device(self.device)
+        if self.ray_address is not None and self.engine != "ray":
+            raise ConfigError("--ray-address has no effect without --engine ray; leave it out")
+        if self.engine == "ray" and self.device.startswith("cuda:"):
+            raise ConfigError(f"--device {self.device} is a GPU of one machine; give cuda")
         self._check_layer_options()
         self._check_artifact()
 
@@ -213,6 +219,7 @@ class JobConfig:
         """
         elsewhere = (
             "corpus", "out", "scratch", "tokenizer", "weights", "device", "overwrite", "workers",
+            "engine", "ray_address",
         )  # fmt: skip
         options = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         if self.sampling == "sequential":

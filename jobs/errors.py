@@ -32,6 +32,10 @@ class WorkerError(QkvmillError):
     """A process of the job died."""
 
 
+class ClusterError(QkvmillError):
+    """A cluster that is not there, or whose workers cannot do the job."""
+
+
 class DisagreementError(QkvmillError):
     """A way of computing is further from float64 than is allowed."""
 

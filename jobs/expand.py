@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from exporters.bucket import Bucket, Place
@@ -16,14 +17,14 @@ from exporters.manifest import (
     garbled_is_damaged,
     read_manifest,
 )
-from exporters.reading import open_source, token_parts
+from exporters.reading import open_source, token_parts, window_plan
 from exporters.safefile import own_file
-from exporters.source import WindowSource
+from exporters.source import WindowSource, read_windows
 from exporters.space import HEADROOM, check_space
 from exporters.state import check_claim
 from exporters.strays import bytes_at
 from exporters.tokens import TokenStream
-from exporters.windows import STARTS, open_starts
+from exporters.windows import STARTS, WindowPlan, open_starts
 from jobs.apart import lies_in
 from jobs.compute import write_shards
 from jobs.fingerprint import expanded_fingerprint, expanded_software
@@ -95,7 +96,7 @@ def expand(
     ):
         say_what_is_kept(work, found, reporter)
         missing = [entry for entry in copied if work.kept(entry.name) != entry]
-        windows = _checked_source(source, manifest, backend, reporter)
+        windows, plan = _checked_source(source, manifest, backend, reporter)
         with reporter.stage("copy", sum(entry.bytes for entry in missing), "bytes") as advance:
             for entry in missing:
                 if copy(own_file(source, entry.name), work.root, entry.name).sha256 != entry.sha256:
@@ -103,13 +104,11 @@ def expand(
                 work.journal.add_file(entry)
                 advance(entry.bytes)
         # From here on nothing is read from the compact export, which may change again.
-        plan = windows.windows
         if manifest.split:
             plan = replace(plan, root=out, listed=open_starts(work.root / STARTS))
-        windows = replace(
-            windows, windows=plan, stream=TokenStream(work.root, token_parts(manifest))
-        )
-        shards = write_shards(work, windows, plans, per_shard, reporter)
+        stream = TokenStream(work.root, token_parts(manifest))
+        windows = replace(windows, read=partial(read_windows, plan, stream))
+        shards = write_shards(work, windows, plans, plan.count, per_shard, reporter)
         method = Method("tables", (manifest.compute or {})["method_reason"])
         full = replace(
             manifest,
@@ -128,8 +127,8 @@ def expand(
 
 def _checked_source(
     source: Place, manifest: Manifest, backend: Backend, reporter: Reporter
-) -> WindowSource:
-    """What windows are computed from, in memory of our own but for the token stream.
+) -> tuple[WindowSource, WindowPlan]:
+    """What windows are computed from, in memory of our own but for the token stream, and they.
 
     Raises:
         ExportError: if a file is not as the manifest says, or changes while it is read.
@@ -149,14 +148,14 @@ def _checked_source(
     opened = open_source(source, manifest, backend)
     windows = replace(
         opened,
-        windows=owned(opened.windows),
         layer=owned(opened.layer) if opened.layer else None,
         tables=owned(opened.tables) if opened.tables else None,
     )
+    plan = owned(window_plan(source, manifest, manifest.tokens["count"]))
     for path, status in found:
         if _status(path) != status:
             raise ExportError(f"{path} changed while it was read; run again when it is left alone")
-    return windows
+    return windows, plan
 
 
 def _status(path: Place) -> object:

@@ -1,14 +1,19 @@
 """What a job writes and how large it is; how windows go into shards."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from exporters.contents import TensorPlan, starts_tensors, window_bytes, window_tensors
+from exporters.space import readable
 from jobs.config import JobConfig
+from jobs.errors import ConfigError
 from jobs.layershape import LayerShape
 from kernels.method import Method
+
+MOST_SHARDS = 500_000  # of some 0.8 kB each in a manifest, which is read up to 512 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,17 @@ def windows_per_shard(plans: dict[str, TensorPlan], shard_size: int, batch_size:
     return fit - fit % batch_size if fit >= batch_size else fit
 
 
-def allocate(plans: dict[str, TensorPlan], windows: int, pinned: bool) -> dict[str, Tensor]:
+def check_shards(config: JobConfig, windows: int, per_shard: int) -> None:
+    """Raise ConfigError if windows would go into more shards than a manifest can name."""
+    shards = -(-windows // per_shard)
+    if config.artifact == "full" and shards > MOST_SHARDS:
+        raise ConfigError(
+            f"--shard-size {readable(config.shard_size)} would make {shards:,} shards, but a "
+            f"manifest names at most {MOST_SHARDS:,}; give a larger one"
+        )
+
+
+def allocate(plans: Mapping[str, TensorPlan], windows: int, pinned: bool) -> dict[str, Tensor]:
     """Host buffers for the tensors of a shard, contents undefined."""
     return {
         name: torch.empty((windows, *plan.shape), dtype=plan.dtype, pin_memory=pinned)

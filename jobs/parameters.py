@@ -10,11 +10,12 @@ from exporters.layerfile import layer_record, save_layer
 from exporters.manifest import FileEntry
 from exporters.strays import WEIGHTS, WORK
 from exporters.tablefile import TABLES, load_tables, save_tables, table_tensors
-from jobs.compute import entry_of, shapes
 from jobs.config import JobConfig
+from jobs.engine import Build
 from jobs.layers import describe_layer
 from jobs.modelconfig import Model
 from jobs.progress import Reporter
+from jobs.shards import entry_of, shapes
 from kernels.dispatch import Backend
 from kernels.layer import FirstLayer
 from kernels.method import Method
@@ -44,6 +45,7 @@ def make_parameters(
     method: Method | None,
     backend: Backend,
     reporter: Reporter,
+    build: Build = build,
 ) -> Parameters:
     """Store the layer and, for method tables, build the tables of token_ids, int32 ascending.
 
@@ -63,7 +65,7 @@ def make_parameters(
     if method is not None and method.name == "tables":
         compact = config.artifact == "compact"
         name = TABLES if compact else BESIDE
-        tables = make_tables(work, name, layer, token_ids, backend, reporter)
+        tables = make_tables(work, name, layer, token_ids, backend, reporter, build)
         if compact:
             entries.append(work.journal.files[name])
     if tables is None or "features" in config.export:
@@ -84,6 +86,7 @@ def make_tables(
     token_ids: Tensor,
     backend: Backend,
     reporter: Reporter,
+    build: Build = build,
 ) -> Tables:
     """The tables on the device that combines, stored at work.root/name.
 

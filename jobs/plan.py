@@ -16,11 +16,12 @@ from jobs.checkpoints import check_checkpoint
 from jobs.choose_tokenizer import check_exported, tokenizer_of
 from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
+from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate, needs_no_sample
 from jobs.inputs.files import Corpus, find_files
 from jobs.layers import load_weights, model_of
 from jobs.layershape import layer_shape
-from jobs.outputs import Sizes, shard_tensors, sizes, windows_per_shard
+from jobs.outputs import Sizes, check_shards, shard_tensors, sizes, windows_per_shard
 from jobs.progress import Reporter
 from jobs.reads import SCHEME, Reads, first_layer_reads
 from jobs.room import check_room
@@ -149,7 +150,7 @@ def plan(config: JobConfig, reporter: Reporter, *, exact: bool = False) -> Plan:
     held = max(rounding, size.table_bytes + max(building, buffers))
     sampled = totals.sampled_bytes is not None
     shard_bytes = per_shard * window_bytes(plans)
-    obstacles = [totals.obstacle, _obstacle(config, size, shard_bytes)]
+    obstacles = [totals.obstacle, _obstacle(config, size, shard_bytes, windows, per_shard)]
     return Plan(
         exact=not sampled,
         sampled_bytes=totals.sampled_bytes,
@@ -264,13 +265,16 @@ def _estimated_windows(config: JobConfig, found: Estimate) -> WindowCounts:
     return WindowCounts(**scaled, longest_span=longest)
 
 
-def _obstacle(config: JobConfig, size: Sizes, shard_bytes: int) -> str | None:
+def _obstacle(
+    config: JobConfig, size: Sizes, shard_bytes: int, windows: int, per_shard: int
+) -> str | None:
     """What would stop a run at --out, or a model without tensors, in the words of the run."""
     try:
         if config.weights is not None and os.path.isdir(config.weights):
             check_checkpoint(config.weights, context_length=config.context_length)
         check_claim(config.out, overwrite=config.overwrite)
         check_room(config, size, shard_bytes)
-    except (ExportError, WeightsError) as error:
+        check_shards(config, windows, per_shard)
+    except (ConfigError, ExportError, WeightsError) as error:
         return str(error)
     return None

@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jobs.encode import Encoded, EncodeSettings, encode_segment
 from jobs.errors import TokenizerError, WorkerError
@@ -28,6 +28,7 @@ LOOK_SECONDS = 0.2  # between looks at whether the job is to stop
 END_SECONDS = 2.0  # in which a process ends whose pipe did
 
 Encode = Callable[[Sequence[Segment]], Callable[[], list[Encoded]]]
+Result = TypeVar("Result")
 
 
 class _Worker(NamedTuple):
@@ -82,7 +83,7 @@ def encoder(
             for worker in started:
                 idle.put(worker)
         future = threads.submit(encode, segments)
-        return lambda: _wait(future, check)
+        return lambda: wait_for(future, check)
 
     try:
         with ThreadPoolExecutor(workers, "feed") as threads:
@@ -97,7 +98,8 @@ def encoder(
         _end_all(started)
 
 
-def _wait(future: "Future[list[Encoded]]", check: Callable[[], None]) -> list[Encoded]:
+def wait_for(future: "Future[Result]", check: Callable[[], None]) -> "Result":
+    """The result of a future; `check` is called meanwhile."""
     while True:
         check()
         try:
@@ -171,7 +173,7 @@ def _serve(
 
 
 def _tokenizer(place: str | Path, sha256: str) -> Tokenizer:
-    """The tokenizer of a job, in one of its processes.
+    """The tokenizer of a job, in another process.
 
     Raises:
         QkvmillError: if it cannot be read, or is not the job's.

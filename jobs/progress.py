@@ -80,6 +80,12 @@ class Reporter:
             raise ValueError(f"{name} is a part of no stage")
         self._now.parts[name] = self._now.parts.get(name, 0.0) + seconds
 
+    def on_node(self, node: str, tokens: int) -> None:
+        """Count tokens of the stage that goes on to a node of a cluster."""
+        if self._now is None:
+            raise ValueError(f"{node} works on no stage")
+        self._now.nodes[node] = self._now.nodes.get(node, 0) + tokens
+
     @property
     def seconds(self) -> dict[str, float]:
         """The seconds of each stage and of each part."""

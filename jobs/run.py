@@ -1,13 +1,14 @@
 """The life of a job: corpus -> tokens -> windows -> (direct | tables) -> shards -> manifest."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 from exporters.claims import claimed
 from exporters.contents import window_bytes
 from exporters.errors import WeightsError
 from exporters.kept import discard
 from exporters.manifest import Manifest, commit
-from exporters.source import WindowSource
+from exporters.source import WindowSource, read_windows
 from exporters.space import HEADROOM, check_space, readable
 from exporters.state import check_claim
 from exporters.strays import WORK, bytes_at
@@ -17,13 +18,14 @@ from jobs.apart import check_apart
 from jobs.choose_tokenizer import check_exported, tokenizer_of
 from jobs.compute import write_shards
 from jobs.config import JobConfig
+from jobs.engine import engine_of
 from jobs.errors import ConfigError, CorpusError
 from jobs.fingerprint import fingerprint
 from jobs.inputs.files import find_files
 from jobs.inputs.spool import spool
 from jobs.layers import check_ids, load_weights, make_layer, model_of
 from jobs.layershape import LayerShape, layer_shape
-from jobs.outputs import shard_tensors, sizes, windows_per_shard
+from jobs.outputs import check_shards, shard_tensors, sizes, windows_per_shard
 from jobs.parameters import make_parameters
 from jobs.progress import Reporter
 from jobs.record import Summary, manifest_of, summary, write_run
@@ -73,12 +75,15 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         needed = bytes_known_before(config, loaded, tokenizer)
         check_space(config.local_out, needed - bytes_at(config.local_out) + HEADROOM)
 
-    with claimed(config.out, job, overwrite=config.overwrite, scratch=config.scratch) as work:
+    with (
+        claimed(config.out, job, overwrite=config.overwrite, scratch=config.scratch) as work,
+        engine_of(config, tokenizer, backend, reporter) as engine,
+    ):
         say_what_is_kept(work, found, reporter)
         corpus = spool(
             corpus, work.root / WORK, reporter.note, reporter.check, overwrite=config.overwrite
         )
-        totals, parts = write_stream(config, corpus, tokenizer, work, reporter)
+        totals, parts = write_stream(config, corpus, tokenizer, work, reporter, engine)
         stream = TokenStream(work.root, parts)
         padding = padding_of(config, tokenizer)
         try:
@@ -89,6 +94,9 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             method = kept_method(work, config) or decide(
                 config, shape, largest, len(ids), windows.count, backend
             )
+            plans = shard_tensors(config, shape)
+            per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
+            check_shards(config, windows.count, per_shard)
         except HOPELESS:
             discard(work)
             raise
@@ -97,8 +105,6 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             config, shape, method, tokens=totals.tokens, documents=totals.documents,
             distinct=len(ids), windows=windows.count,
         )  # fmt: skip
-        plans = shard_tensors(config, shape)
-        per_shard = windows_per_shard(plans, config.shard_size, config.batch_size)
         check_room(config, size, per_shard * window_bytes(plans), work.bytes_at_root())
         _say_what_differs(config, windows, window_bytes(plans), reporter)
 
@@ -108,21 +114,25 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
             with reporter.stage("layer", 1, "layer") as advance:
                 layer = loaded or make_layer(config, tokenizer, largest)
                 advance(1)
-            parameters = make_parameters(work, config, model, layer, ids, method, backend, reporter)
+            parameters = make_parameters(
+                work, config, model, layer, ids, method, backend, reporter, engine.build
+            )
             entries += parameters.entries
             del layer, loaded  # files of shards are about to need the memory
         windows, starts = write_starts(work, config, windows, stream, reporter)
         entries += starts
         if config.artifact == "full":
             source = WindowSource(
-                windows=windows,
-                stream=stream,
+                read=partial(read_windows, windows, stream),
+                context_length=config.context_length,
                 layout=config.layout,
                 backend=backend,
                 layer=parameters.layer if parameters else None,
                 tables=parameters.tables if parameters else None,
             )
-            entries += write_shards(work, source, plans, per_shard, reporter)
+            entries += write_shards(
+                work, source, plans, windows.count, per_shard, reporter, engine.make
+            )
 
         manifest = manifest_of(config, corpus, tokenizer, totals, windows, parameters, entries)
         reporter.check()

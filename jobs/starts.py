@@ -13,9 +13,10 @@ from exporters.shards import file_order, write_pieces
 from exporters.spans import list_windows
 from exporters.tokens import TokenStream
 from exporters.windows import STARTS, WindowPlan, open_starts, spans_of
-from jobs.compute import MADE_AGAIN, METADATA, entry_of
+from jobs.compute import MADE_AGAIN
 from jobs.config import JobConfig
 from jobs.progress import Reporter
+from jobs.shards import METADATA, entry_of
 from jobs.windows import rule_of
 
 

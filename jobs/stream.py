@@ -14,6 +14,7 @@ from exporters.manifest import FileEntry
 from exporters.strays import WORK
 from exporters.tokens import PART_TOKENS, TokenPart, TokenStream, TokenWriter
 from jobs.config import JobConfig
+from jobs.engine import HERE, Engine
 from jobs.errors import ChangedCorpusError
 from jobs.inputs.files import Corpus
 from jobs.inputs.locations import STDIN, shown
@@ -34,7 +35,12 @@ LISTED = dict.fromkeys(("file", "place", "reason"), str)
 
 
 def write_stream(
-    config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
+    config: JobConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    work: Work,
+    reporter: Reporter,
+    engine: Engine = HERE,
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
     """Tokenise the corpus into work.root, from the last part on that is finished.
 
@@ -47,18 +53,23 @@ def write_stream(
         ExportError: if a part cannot be written.
     """
     try:
-        return _go_on(config, corpus, tokenizer, work, reporter)
+        return _go_on(config, corpus, tokenizer, work, reporter, engine)
     except ChangedCorpusError as changed:
         if not config.overwrite:
             raise
         reporter.note(f"{changed.location} has changed since its tokens were written: "
                       "starting over")  # fmt: skip
         start_over(work)
-        return _go_on(config, corpus, tokenizer, work, reporter)
+        return _go_on(config, corpus, tokenizer, work, reporter, engine)
 
 
 def _go_on(
-    config: JobConfig, corpus: Corpus, tokenizer: Tokenizer, work: Work, reporter: Reporter
+    config: JobConfig,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    work: Work,
+    reporter: Reporter,
+    engine: Engine,
 ) -> tuple[TokenTotals, tuple[TokenPart, ...]]:
     parts: list[TokenPart] = []
     done, whole = Done(), False
@@ -102,7 +113,7 @@ def _go_on(
         return totals_of(done, writer.seen), tuple(parts)
     try:
         totals = tokenise(
-            config, corpus, tokenizer, writer, reporter, done, on_segment, work.root / WORK
+            config, corpus, tokenizer, writer, reporter, done, on_segment, work.root / WORK, engine
         )
         written = writer.close()
     except OtherTokensError as error:

@@ -1,7 +1,7 @@
 """Where the time of a job went: its stages, their parts, and which held it back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 START_UP = "start-up"
 OTHER = "other"
@@ -22,14 +22,16 @@ class Spent:
     tokens: int = 0
     bytes: int = 0
     parts: dict[str, float] = field(default_factory=dict)  # seconds
+    nodes: dict[str, int] = field(default_factory=dict)  # tokens that each of a cluster did
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """A stage of a finished job, or a part of one."""
+    """A stage of a finished job, or a part of one, or what a node of a cluster did of it."""
 
     name: str
     within: str | None  # the stage that it is a part of
+    node: bool = False
     seconds: float
     share: float  # of the whole job
     tokens_per_second: float | None  # None where none are counted
@@ -60,6 +62,8 @@ def timings(spent: Mapping[str, Spent], start_up: float, whole: float) -> tuple[
     rows = [timing(START_UP, start_up, None, Spent())]
     for name, done in spent.items():
         rows.append(timing(name, done.seconds, None, done))
+        for node, tokens in sorted(done.nodes.items()):
+            rows.append(replace(timing(node, done.seconds, name, Spent(tokens=tokens)), node=True))
         if done.parts:
             idle = max(0.0, done.seconds - sum(done.parts.values()))
             parts = {**done.parts, IDLE: idle}
@@ -79,7 +83,7 @@ def held_back(stages: Sequence[Timing]) -> str:
     """What took the most of the time: "windows took 61% of the time, most of it computing"."""
     stage = slowest(stages)
     said = f"{stage.name} took {stage.share:.0%} of the time"
-    if parts := [part for part in stages if part.within == stage.name]:
+    if parts := [part for part in stages if part.within == stage.name and not part.node]:
         part = max(parts, key=lambda part: part.seconds)
         most = "most" if 2 * part.seconds > stage.seconds else "the largest part"
         said += f", {most} of it {DOING.get(part.name, part.name)}"

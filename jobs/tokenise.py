@@ -17,13 +17,14 @@ from exporters.tokens import NO_STARTS, IdSet
 from jobs.choose_tokenizer import resolve
 from jobs.config import JobConfig
 from jobs.encode import Encoded, EncodeSettings
+from jobs.engine import HERE, Engine
 from jobs.errors import ChangedCorpusError, CorpusError
 from jobs.inputs.files import Corpus, InputFile
 from jobs.inputs.locations import shown
 from jobs.inputs.opening import FileRead
 from jobs.inputs.read import Reader
 from jobs.inputs.segments import Ids, ReadSettings, Segment, update
-from jobs.pool import Encode, encoder
+from jobs.pool import Encode
 from jobs.progress import Reporter
 from jobs.tokenizer import Tokenizer
 
@@ -131,6 +132,7 @@ def tokenise(
     done: Done | None = None,
     on_segment: Callable[[Done, bool], None] = lambda done, whole: None,
     scratch: Path | None = None,
+    engine: Engine = HERE,
 ) -> TokenTotals:
     """Send the tokens of a corpus to a sink, with the end-of-text token between documents.
 
@@ -139,6 +141,7 @@ def tokenise(
         on_segment: told after each segment how far it is, and whether all documents that were
             begun are in the sink, so that the work can go on from there.
         scratch: a folder for what has to be unpacked before it can be read.
+        engine: whose workers encode.
 
     Raises:
         ChangedCorpusError: if the segments that are done are not those of the file now.
@@ -147,14 +150,14 @@ def tokenise(
     """
     done = Done() if done is None else done
     reader = Reader(read_settings(config, tokenizer), reporter.note_or_stop, scratch)
-    workers = config.workers or _workers(corpus)
+    workers = engine.workers or config.workers or _workers(corpus)
     settings = encode_settings(config, tokenizer)
     if workers > 1:
-        reporter.note(f"tokenizing with {workers} processes")
+        reporter.note(f"tokenizing with {workers} {engine.name_of_workers}")
     known = None if any(file.bytes is None for file in corpus.files) else corpus.bytes
     with (
         reporter.stage("tokenise", known, "bytes") as stage,
-        encoder(workers, resolve(config), tokenizer, settings, reporter.check) as encode,
+        engine.encoder(workers, resolve(config), tokenizer, settings, reporter.check) as encode,
     ):
         stage.skip(sum(file["bytes"] for file in done.files))
         advanced = 0

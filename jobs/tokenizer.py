@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal, cast
@@ -23,7 +24,16 @@ from tiktoken_ext import openai_public
 
 from jobs.errors import TokenizerError
 
-VOCABULARIES = Path(__file__).resolve().parent.parent / "data" / "vocab"
+
+def _vocabularies() -> Path:
+    """data/vocab: beside our packages, but on a worker of a cluster each lies for itself."""
+    beside = Path(__file__).resolve().parent.parent / "data" / "vocab"
+    spec = None if beside.is_dir() else find_spec("data")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return next((Path(p) / "vocab" for p in places if (Path(p) / "vocab").is_dir()), beside)
+
+
+VOCABULARIES = _vocabularies()
 ENCODINGS = tuple(openai_public.ENCODING_CONSTRUCTORS)
 
 # Text is encoded in stretches of at least this many characters, cut where no token can cross.

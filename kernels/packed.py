@@ -1,6 +1,6 @@
 """A FirstLayer as the kernels read it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ class PackedLayer:
     norm: Norm
     eps: float
     embedding_scale: float
+
+    def on(self, device: torch.device) -> "PackedLayer":
+        """The same parameters on a device of the same kind as the one that they were packed for."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: t.to(device) for name, t in values.items() if isinstance(t, Tensor)}
+        rotary = None if self.rotary is None else self.rotary.on(device)
+        return replace(self, **moved, rotary=rotary)  # type: ignore[arg-type]
 
 
 def pack(layer: FirstLayer, device: torch.device) -> PackedLayer:

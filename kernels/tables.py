@@ -229,6 +229,26 @@ def build(
     )
 
 
+def join(parts: Sequence[Tables], token_ids: Tensor) -> Tables:
+    """The tables of token_ids, int32 [U] ascending, from those of stretches of them, in order.
+
+    They are as `build` makes them at once where each stretch but the last is of whole BUILD_ROWS.
+    """
+    first = parts[0]
+    norm = first.norm
+    if norm is not None:
+        norms = [part.norm for part in parts if part.norm is not None]
+        means = [part.token_means for part in norms if part.token_means is not None]
+        norm = replace(
+            norm,
+            token_features=torch.cat([part.token_features for part in norms]),
+            token_means=torch.cat(means) if means else None,
+            token_lengths=torch.cat([part.token_lengths for part in norms]),
+        )
+    table = torch.cat([part.token_table for part in parts])
+    return replace(first, token_ids=token_ids, token_table=table, norm=norm)
+
+
 def rescaling(norm: NormTables, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """r(t, p), float32 [W, T], and where A + B would lose digits, as indices [n, 2] of (w, t).
 

@@ -240,7 +240,7 @@ def test_a_run_goes_on_with_the_places_that_are_kept(
     def fail(*_: object) -> object:
         raise OSError(5, "the disk is gone")
 
-    monkeypatch.setattr("jobs.compute.write_pieces", fail)
+    monkeypatch.setattr("jobs.shards.write_pieces", fail)
     assert qkvmill(*command, "--out", out).status == 1
     before = (out / "windows.safetensors").stat().st_mtime_ns
     monkeypatch.undo()

@@ -285,3 +285,27 @@ def test_what_prevents_an_export_is_said_in_one_line(store: Any, corpus: Path) -
         assert job.returncode == 1
         assert said in stderr
         assert "Traceback" not in stderr
+
+
+def test_workers_of_a_cluster_upload_their_shards_and_a_killed_job_goes_on(
+    tmp_path: Path, store: Any, corpus: Path
+) -> None:
+    options = (*JOB, "--shard-size", "100kB")
+    succeed("run", corpus, "--out", tmp_path / "here", *options)
+    out = f"{BUCKET}/cluster"
+    command = [sys.executable, "-m", "jobs", "run", str(corpus), "--out", out, *map(str, options),
+               "--scratch", str(tmp_path), "--engine", "ray", "--workers", "2"]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        give_up = time.monotonic() + 2 * SECONDS
+        while len([name for name in store.find(out) if "/shards/" in name]) < 3:
+            assert job.poll() is None, job.communicate()
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        job.kill()
+        job.communicate()
+    assert qkvmill("verify", out).status == 1
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "holds an unfinished export: going on" in done.stderr
+    assert store.cat(f"{out}/SHA256SUMS") == (tmp_path / "here" / "SHA256SUMS").read_bytes()
+    succeed("verify", out)

@@ -17,7 +17,7 @@ from exporters.errors import ExportError
 from exporters.layerfile import save_layer
 from exporters.tokens import TokenStream
 from exporters.windows import Windows, cut_windows
-from jobs import compute
+from jobs import shards as jobshards
 from jobs.compute import buffer_bytes
 from jobs.outputs import allocate
 from tests.helpers import ROOT, SMALL, qkvmill, random_layer, succeed, write_corpus
@@ -46,7 +46,7 @@ def test_bytes_do_not_hang_on_threads_or_pieces(
     try:
         for threads, piece in ((1, 1), (2, 8 << 20), (3, 2000)):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(compute, "PIECE_BYTES", piece)
+            monkeypatch.setattr(jobshards, "PIECE_BYTES", piece)
             out = tmp_path / f"{threads}"
             summary = succeed(*command, "--out", out, "--method", method, "--json").json
             assert summary["shards"] > 3
@@ -70,13 +70,13 @@ def test_shards_that_cannot_be_written_stop_the_job(
     out = tmp_path / "out"
     written = shards.write_pieces
 
-    def fail(root: Path, name: str, *rest: object) -> object:
+    def fail(root: Path, name: str, *rest: object, **options: object) -> object:
         if name.startswith("shards") and int(name.split("-")[1]) >= 3:
             raise ExportError(f"{root / name} could not be written: No space left on device")
-        return written(root, name, *rest)  # type: ignore[arg-type]
+        return written(root, name, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards, "write_pieces", fail)
-    monkeypatch.setattr(compute, "write_pieces", fail)
+    monkeypatch.setattr(jobshards, "write_pieces", fail)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -131,7 +131,7 @@ def test_a_gpu_out_of_memory_computes_fewer_windows_at_once_to_the_same_bytes(
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(windows, first, stop, out)
 
-    monkeypatch.setattr(compute, "fill", fill)
+    monkeypatch.setattr(jobshards, "fill", fill)
     result = succeed(*job, "--out", tmp_path / "out", "--shard-size", "400kB")
     said = "the GPU's memory ran out: computing fewer windows at once"
     assert result.stderr.count(said) == 1
@@ -145,7 +145,7 @@ def test_a_gpu_without_memory_for_one_window_is_an_error(
     def fill(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(compute, "fill", fill)
+    monkeypatch.setattr(jobshards, "fill", fill)
     result = qkvmill(*command, "--method", "direct", "--out", tmp_path / "out")
     assert result.status == 1
     last = "Error: the GPU's memory ran out on one window; give a smaller --context-length"
@@ -164,7 +164,7 @@ def test_places_of_windows_are_written_without_reading_their_tokens(
         return cut(stream, starts, length, **options)
 
     monkeypatch.setattr(source, "cut_windows", counted)
-    monkeypatch.setattr(compute, "PIECE_TOKENS", 160)
+    monkeypatch.setattr(jobshards, "PIECE_TOKENS", 160)
     corpus = write_corpus(
         tmp_path / "more", a="Amazingly few discotheques provide jukeboxes. " * 99
     )

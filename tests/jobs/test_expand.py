@@ -14,7 +14,8 @@ from exporters.errors import ExportError
 from exporters.layerfile import save_layer
 from exporters.manifest import read_manifest
 from exporters.reading import open_export
-from jobs import compute, expand
+from jobs import expand
+from jobs import shards as jobshards
 from jobs.stopping import StoppedError
 from kernels.layer import DTYPES, Norm
 from tests.helpers import (
@@ -279,15 +280,15 @@ def half(tmp_path: Path, corpus: Path) -> tuple[object, ...]:
     """An `expand` whose third shard could not be written; returns the command."""
     succeed("run", corpus, "--out", tmp_path / "compact", *SMALL, *SMALLER, "--artifact", "compact")
     command = ("expand", tmp_path / "compact", "--out", tmp_path / "full", "--device", "cpu")
-    real = vars(compute)["write_pieces"]
+    real = vars(jobshards)["write_pieces"]
 
-    def some(root: Path, name: str, *rest: Any) -> object:
+    def some(root: Path, name: str, *rest: Any, **options: Any) -> object:
         if int(name[13:18]) > 2:
             raise ExportError("the disk is gone")
-        return real(root, name, *rest)
+        return real(root, name, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(compute, "write_pieces", some)
+        patched.setattr(jobshards, "write_pieces", some)
         assert qkvmill(*command).status == 1
     assert len(shards(tmp_path / "full")) == 2
     return command

@@ -8,6 +8,8 @@ from exporters.contents import window_bytes
 from jobs.config import JobConfig
 from jobs.layershape import LayerShape
 from jobs.outputs import allocate, shard_name, shard_tensors, windows_per_shard
+from jobs.tokenizer import tiktoken_encoding
+from tests.helpers import qkvmill, write_corpus
 
 LAYER = LayerShape(
     vocabulary_size=100, d_model=64, heads=4, kv_heads=2, head_dim=16, norm="none", positions=8,
@@ -63,3 +65,19 @@ def test_shards_are_numbered_from_one_and_sort_as_they_count() -> None:
     assert shard_name(0, 12) == "shards/shard-00001-of-00012.safetensors"
     names = [shard_name(index, 123_456) for index in (0, 9, 99_999, 123_455)]
     assert names == sorted(names)
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_more_shards_than_a_manifest_names_are_refused(tmp_path: Path, command: str) -> None:
+    text = "liquor jugs " * 260_000
+    corpus = write_corpus(tmp_path / "corpus", a=text)
+    windows = len(tiktoken_encoding("gpt2")[0].encode_ordinary(text)) - 1
+    result = qkvmill(
+        command, corpus, "--out", tmp_path / "out", "--export", "tokens", "--context-length", 1,
+        "--shard-size", 1, "--batch-size", 1, "--tokenizer", "gpt2",
+    )  # fmt: skip
+    assert result.status == (2 if command == "run" else 0)  # a plan tells of it
+    assert f"make {windows:,} shards, but a manifest names at most 500,000" in " ".join(
+        (result.stdout + result.stderr).split()
+    )
+    assert not (tmp_path / "out").exists()

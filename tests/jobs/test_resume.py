@@ -17,6 +17,7 @@ from exporters.journal import JOURNAL
 from exporters.layerfile import save_layer
 from jobs import encode, pool, stream
 from jobs.compute import write_shards
+from jobs.shards import make_by_pieces
 from tests.helpers import SMALL, Result, qkvmill, random_layer, succeed, write_corpus
 
 JOB = (*SMALL, "--tokenizer", "gpt2", "--shard-size", "20kB", "--batch-size", 1)
@@ -38,14 +39,14 @@ def unfinished(out: Path, *command: object) -> None:
         raise ExportError("the disk is gone")
 
     with pytest.MonkeyPatch.context() as patched:
-        real = write_shards.__globals__["write_pieces"]
+        real = make_by_pieces.__globals__["write_pieces"]
 
-        def some(root: Path, name: str, *rest: object) -> object:
+        def some(root: Path, name: str, *rest: object, **options: object) -> object:
             if name.startswith("shards/") and int(name[13:18]) > 2:
                 raise ExportError("the disk is gone")
-            return real(root, name, *rest)
+            return real(root, name, *rest, **options)
 
-        patched.setattr("jobs.compute.write_pieces", some)
+        patched.setattr("jobs.shards.write_pieces", some)
         result = qkvmill(*command, "--out", out)
     assert result.status == 1
     assert "the disk is gone" in result.stderr

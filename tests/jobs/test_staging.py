@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exporters import source
 from jobs import compute, staging
+from jobs import shards as jobshards
 from jobs.staging import CopyStream, InPlace, staging_for
 from tests.helpers import SMALL, succeed, write_corpus
 
@@ -167,10 +168,10 @@ def test_an_export_by_way_of_device_buffers_has_the_same_bytes(
             raise torch.OutOfMemoryError("CUDA out of memory")
         real(windows, first, stop, out)
 
-    monkeypatch.setattr(compute, "fill", fill)
+    monkeypatch.setattr(jobshards, "fill", fill)
     monkeypatch.setattr(compute, "separate", lambda *_: False)
     monkeypatch.setattr(compute, "staging_for", CopyStream)
-    monkeypatch.setattr(compute, "STEP_TOKENS", 16 * 4)
+    monkeypatch.setattr(jobshards, "STEP_TOKENS", 16 * 4)
     result = succeed(*job, "--out", tmp_path / "out")
     assert ("the GPU's memory ran out" in result.stderr) == (largest < 4)
     assert streams.asked.count("copy") > 5 * plain["shards"]

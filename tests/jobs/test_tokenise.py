@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from exporters.errors import ExportError
 from jobs import pool, stream, tokenise
 from jobs.encode import encode_segment
+from jobs.engine import HERE
 from jobs.inputs.read import Reader
 from jobs.pace import Stage
 from tests.formats import (
@@ -120,7 +122,7 @@ def test_workers_that_are_asked_for_work_though_the_corpus_is_tiny(
         asked.append(workers)
         return real(workers, *rest)
 
-    monkeypatch.setattr("jobs.tokenise.encoder", encoder)
+    monkeypatch.setattr("jobs.engine.HERE", replace(HERE, encoder=encoder))
     path = write(tmp_path / "a.txt", b"one two three")
     with monkeypatch.context() as patched:
         patched.setattr("jobs.pool.encode_segment", None)  # of this process

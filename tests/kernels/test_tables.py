@@ -8,7 +8,7 @@ import torch
 from kernels import reference
 from kernels.errors import LayerError
 from kernels.layer import FirstLayer, Norm
-from kernels.tables import BUILD_ROWS, Tables, build, table_bytes
+from kernels.tables import BUILD_ROWS, Tables, build, join, table_bytes
 from tests.helpers import random_layer
 
 CPU = torch.device("cpu")
@@ -122,3 +122,20 @@ def test_a_token_without_a_row_is_an_error() -> None:
 def test_a_layer_too_narrow_to_be_exact_is_refused() -> None:
     with pytest.raises(LayerError, match="d-model is 7; give --method direct"):
         build(random_layer(d=7, head_dim=3), torch.zeros(1, dtype=torch.int32), CPU)
+
+
+@pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
+def test_tables_that_were_built_in_stretches_have_the_same_bits(norm: Norm) -> None:
+    layer = random_layer(norm=norm, vocabulary_size=3 * BUILD_ROWS)
+    ids = torch.arange(0, 3 * BUILD_ROWS - 5, dtype=torch.int32)
+    whole = build(layer, ids, torch.device("cpu"))
+    stretches = ids[: 2 * BUILD_ROWS], ids[2 * BUILD_ROWS :]
+    parts = [build(layer, part, torch.device("cpu")) for part in stretches]
+    joined = join(parts, ids)
+    assert torch.equal(joined.token_table, whole.token_table)
+    assert torch.equal(joined.rows(ids), whole.rows(ids))
+    for name in ("token_features", "token_means", "token_lengths"):
+        found, expected = (getattr(tables.norm, name, None) for tables in (joined, whole))
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert torch.equal(found, expected)
