@@ -1,7 +1,9 @@
 """What a worker of a cluster does: a function for each stage, and what they are given."""
 
+import glob
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -180,7 +182,7 @@ def make_shard(
         own = replace(shard, name=f"{WORK}/{Path(shard.name).name}.{uuid.uuid4().hex}")
         made, notes = _make(setup.out, setup, source, own)
         return replace(made, shard=shard), notes
-    prefix = f"{LEFT}{os.getpid()}-"
+    prefix = f"{_left_here()}{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=setup.scratch) as folder:
         made, notes = _make(Path(folder), setup, source, shard)
         began = time.monotonic()
@@ -197,10 +199,15 @@ def _check_held(setup: WindowSetup) -> None:
 
 def _remove_left(scratch: Path) -> None:
     """Remove the folders of workers that were killed on this machine."""
-    for folder in scratch.glob(f"{LEFT}*"):
-        pid = folder.name.removeprefix(LEFT).partition("-")[0]
+    for folder in scratch.glob(f"{glob.escape(_left_here())}*"):
+        pid = folder.name.removeprefix(_left_here()).partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _left_here() -> str:
+    """The start of their names, with this machine's: machines may share the folder above."""
+    return f"{LEFT}{socket.gethostname()}-"
 
 
 def holder_of(out: Place) -> str | None:

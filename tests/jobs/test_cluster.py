@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,10 +51,11 @@ def on_ray(cluster: Any, *arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(process: "subprocess.Popen[str]", status: int = 0) -> str:
-    """Wait for a job; returns what it said on stderr."""
+    """Wait for a job; returns what it said on stderr. Its last table has to name a node."""
     out, said = process.communicate(timeout=180)
     assert process.returncode == status, said + out
     assert "Traceback" not in said
+    assert status or re.search(r"^ +[\d.]+/[0-9a-f]{6} .* [\d,]+ *$", out, re.M), out
     return said
 
 

@@ -35,6 +35,14 @@ def test_shares_add_up_to_all_of_the_time_and_parts_to_their_stage() -> None:
     }  # fmt: skip
 
 
+def test_nodes_of_a_cluster_have_rows_with_their_tokens_a_second() -> None:
+    spent = Spent(61.0, tokens=6100, parts={"compute": 20.0}, nodes={"b": 610, "a": 5490})
+    rows = found(windows=spent)
+    nodes = [(row.name, row.within, row.tokens_per_second) for row in rows if row.node]
+    assert nodes == [("a", "windows", 90.0), ("b", "windows", 10.0)]
+    assert held_back(rows) == "windows took 61% of the time, most of it waiting"
+
+
 @pytest.mark.parametrize(
     ("stages", "name", "sentence"),
     [

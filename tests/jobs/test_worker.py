@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -145,10 +146,13 @@ def test_a_model_s_tokenizer_has_its_name_in_what_it_says(tmp_path: Path) -> Non
 def test_folders_of_workers_that_were_killed_go(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for pid in (gone.pid, os.getpid()):
-        (tmp_path / f"qkvmill-worker-{pid}-x").mkdir()
+    here = socket.gethostname()
+    names = [f"{here}-{gone.pid}-x", f"{here}-{os.getpid()}-x", f"other{here}-{gone.pid}-x"]
+    for name in names:
+        (tmp_path / f"qkvmill-worker-{name}").mkdir()
     worker._remove_left(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"qkvmill-worker-{os.getpid()}-x"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"qkvmill-worker-{name}" for name in names[1:]}
 
 
 def test_a_scratch_folder_is_needed_on_every_node(expected: Expected, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from ray import exceptions
 
-from jobs import cluster, worker
-from jobs.cluster import ATTEMPTS, _Pool
+from jobs import actors, cluster, worker
+from jobs.actors import ATTEMPTS, Pool
 from jobs.errors import ClusterError, TokenizerError, WorkerError
 from kernels.errors import QkvmillError
 
@@ -37,12 +37,12 @@ class StandIn:
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer, int], _Pool]]:
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer, int], Pool]]:
     """Makes pools whose actors answer by a function; exceptions are raised when they are got."""
-    pools: list[_Pool] = []
+    pools: list[Pool] = []
     notes: list[str] = []
 
-    def made(answer: Answer, count: int) -> _Pool:
+    def made(answer: Answer, count: int) -> Pool:
         numbers = itertools.count()
 
         def start() -> StandIn:
@@ -53,11 +53,11 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer, int], _P
                 raise answered
             return "node", answered
 
-        monkeypatch.setattr(cluster, "ray", SimpleNamespace(
+        monkeypatch.setattr(actors, "ray", SimpleNamespace(
             remote=lambda _: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start)),
             kill=lambda _: None, wait=lambda references, timeout: (references, []), get=get,
         ))  # fmt: skip
-        pools.append(_Pool(count, 0, EXPECTED, notes.append))
+        pools.append(Pool(count, 0, EXPECTED, notes.append))
         return pools[-1]
 
     yield made
@@ -69,14 +69,14 @@ def results(futures: list[Future[Any]]) -> list[Any]:
     return [future.result(SECONDS).value for future in futures]
 
 
-def test_tasks_are_done(pool: Callable[..., _Pool]) -> None:
+def test_tasks_are_done(pool: Callable[..., Pool]) -> None:
     started = pool(lambda actor, function, arguments: sum(arguments) if arguments[1:] else None, 3)
     assert results([started.submit(sum, n, 1) for n in range(50)]) == list(range(1, 51))
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_every_first_worker_may_die_while_it_starts_or_works(
-    pool: Callable[..., _Pool], depth: int
+    pool: Callable[..., Pool], depth: int
 ) -> None:
     seen: dict[int, list[int]] = {}  # of each thread, its actors
 
@@ -92,7 +92,7 @@ def test_every_first_worker_may_die_while_it_starts_or_works(
     assert results([started.submit(sum, n) for n in range(30)]) == list(range(30))
 
 
-def test_what_kills_every_worker_is_given_up(pool: Callable[..., _Pool]) -> None:
+def test_what_kills_every_worker_is_given_up(pool: Callable[..., Pool]) -> None:
     asked: list[int] = []
 
     def answer(actor: StandIn, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -109,7 +109,7 @@ def test_what_kills_every_worker_is_given_up(pool: Callable[..., _Pool]) -> None
     assert asked.count(7) == ATTEMPTS
 
 
-def test_an_error_of_its_own_is_raised_once(pool: Callable[..., _Pool]) -> None:
+def test_an_error_of_its_own_is_raised_once(pool: Callable[..., Pool]) -> None:
     asked: list[str] = []
 
     def answer(actor: StandIn, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -123,7 +123,7 @@ def test_an_error_of_its_own_is_raised_once(pool: Callable[..., _Pool]) -> None:
 
 @pytest.mark.parametrize("error", [exceptions.OutOfDiskError("no room"), ValueError("no room")])
 def test_arguments_that_cannot_be_sent_end_the_job(
-    pool: Callable[..., _Pool], error: Exception
+    pool: Callable[..., Pool], error: Exception
 ) -> None:
     def answer(actor: StandIn, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if function is sum:
@@ -147,7 +147,7 @@ def test_arguments_that_cannot_be_sent_end_the_job(
     ids=["refused", "without-code", "dies"],
 )
 def test_workers_that_cannot_be_had_end_the_job(
-    pool: Callable[..., _Pool], answered: Exception, expected: type[Exception], said: str
+    pool: Callable[..., Pool], answered: Exception, expected: type[Exception], said: str
 ) -> None:
     started = pool(lambda *_: answered, 2)
     with pytest.raises(expected, match=said):
