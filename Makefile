@@ -27,7 +27,7 @@ demo: setup
 	$(VENV) examples/attention.py out/demo
 
 test: lint types
-	$(VENV) -m pytest -q -n auto --dist loadfile
+	$(VENV) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(VENV) -m ruff format --check --quiet .

@@ -2,7 +2,7 @@
 
 import click
 
-from jobs.cli import cli
+from jobs.commands.cli import cli
 
 INTRODUCTION = """\
 # The command line
@@ -11,6 +11,12 @@ Made from the commands by `make cli-reference`; a test holds that it is up to da
 
 Exit status: 0 done; 1 could not, with one line that says what, where and what to do; 2 wrong usage;
 130 stopped by SIGINT, 143 by SIGTERM. Progress and notes go to stderr, results to stdout.
+
+The Tab key completes commands, options and their values once the shell reads, as it starts, one of:
+
+    eval "$(_QKVMILL_COMPLETE=bash_source qkvmill)"   # ~/.bashrc
+    eval "$(_QKVMILL_COMPLETE=zsh_source qkvmill)"    # ~/.zshrc
+    _QKVMILL_COMPLETE=fish_source qkvmill | source    # ~/.config/fish/completions/qkvmill.fish
 """
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 if len(sys.argv) != 2:
@@ -22,11 +22,15 @@ LlamaForCausalLM(config).save_pretrained(folder)
 
 tokenizer = Tokenizer(models.BPE())
 tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
 trainer = trainers.BpeTrainer(
     vocab_size=600, special_tokens=["</s>"], show_progress=False,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
 )  # fmt: skip
-texts = [path.read_text("utf-8") for path in sorted(Path("data").rglob("*.txt"))]
+texts = [
+    path.read_text("utf-8")
+    for path in sorted((Path(__file__).parent.parent / "data").rglob("*.txt"))
+]
 tokenizer.train_from_iterator(texts, trainer)
 tokenizer.save(str(folder / "tokenizer.json"))
 (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')

@@ -4,7 +4,9 @@ Nothing relies on renames, locks or folders. What exists is always asked for, ne
 """
 
 import io
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 from exporters.errors import ExportError
 from exporters.filesystems import VERSIONS, filesystem, is_url, is_web, local_path, reason, shown
 from kernels.errors import QkvmillError
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # of a multipart upload
 MOST_PARTS = 10_000  # that a store takes
@@ -123,7 +127,9 @@ class Bucket:
             if "s3" in system.protocol:  # whose parts are 50 MB else, ten of them in memory
                 parts = math.ceil(file.stat().st_size / MOST_PARTS)
                 options["chunksize"] = max(PART_BYTES, parts)
+            began = time.monotonic()
             system.put_file(str(file), path, **options)
+        log.info("uploaded %s in %.2f s", self, time.monotonic() - began)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects below it, which need not be there."""

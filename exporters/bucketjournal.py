@@ -5,6 +5,7 @@ the version that the store gave to the file. XXXX are digits of the run that wro
 is no lock: `.work/holder` says whose run goes on, and any other one stops at its next line.
 """
 
+import logging
 import os
 import secrets
 import socket
@@ -17,9 +18,11 @@ from typing import Any
 
 from exporters.bucket import Bucket, each
 from exporters.errors import ExportError
-from exporters.journal import JOURNAL, Journal, line_of, whole_lines
+from exporters.journal import JOURNAL, Journal, line_of, summed_up, whole_lines
 from exporters.manifest import GARBLED, FileEntry
 from exporters.strays import HOLDER
+
+log = logging.getLogger(__name__)
 
 
 class BucketJournal(Journal):
@@ -117,6 +120,7 @@ class BucketJournal(Journal):
             place = self.bucket / f"{JOURNAL}/{self.lines:06d}-{self.run[:4]}"
             place.put(line_of(line))
             self.lines += 1
+        log.info("journal: %s", summed_up(line))
 
 
 def line_names(there: Iterable[str]) -> list[str]:

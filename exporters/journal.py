@@ -7,6 +7,7 @@ note. A line is synced before the next begins, so that only the last can be torn
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from exporters.bucket import Place
 from exporters.errors import ExportError
 from exporters.files import not_written, write_all, write_text
 from exporters.manifest import GARBLED, FileEntry, file_entry
+
+log = logging.getLogger(__name__)
 
 JOURNAL = ".work/journal"
 
@@ -64,6 +67,7 @@ class Journal:
             ExportError: if the journal cannot be written.
         """
         write_text(self.root, JOURNAL, line_of({"fingerprint": self.fingerprint}).decode())
+        log.info("journal: begun")
         for known in (self.files, self.forgotten, self.details, self.notes):
             known.clear()
 
@@ -97,6 +101,7 @@ class Journal:
             except OSError as error:
                 self._torn = error
                 raise not_written(path, error) from error
+        log.info("journal: %s", summed_up(line))
 
 
 def start_journal(root: Path, fingerprint: dict[str, Any]) -> Journal:
@@ -173,6 +178,13 @@ def line_of(value: dict[str, Any]) -> bytes:
     """An object as a line, with its check."""
     text = json.dumps(value).encode() + b"\n"
     return _check(text) + b" " + text
+
+
+def summed_up(line: dict[str, Any]) -> str:
+    """What a line says, for the log: it may name thousands of files."""
+    if "file" in line:
+        return f"{line['file']['name']} is finished, {line['file']['bytes']} bytes"
+    return f"the note {line['note']}" if "note" in line else "begun"
 
 
 def _check(text: bytes) -> bytes:

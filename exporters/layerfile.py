@@ -20,6 +20,7 @@ from torch import Tensor
 
 from exporters.errors import ExportError, WeightsError
 from exporters.files import FileRecord
+from exporters.nearest import did_you_mean, nearest
 from exporters.safefile import Header, open_tensors, read_header
 from exporters.shards import record_of, write_tensors
 from kernels.errors import LayerError
@@ -35,6 +36,10 @@ from kernels.layer import (
 METADATA_KEY = "qkvmill"
 REQUIRED = ("embedding.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
 SCALARS = ("eps", "norm_offset", "rotary_interleaved", "embedding_scale")
+WORDS = {
+    "norm": ("none", "layernorm", "rmsnorm"),
+    "positions": ("sinusoidal", "learned", "rope", "none"),
+}
 FLOATS = ("float32", "bfloat16", "float16")
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -197,11 +202,16 @@ def _check_names(path: Path, header: Header) -> None:
     known = set(TENSOR_NAMES.values())
     for name in REQUIRED:
         if name not in header.tensors:
-            raise WeightsError(f"--weights {path} lacks the tensor {name}")
+            near = nearest(name, header.tensors.keys() - known)
+            hint = "" if near is None else f"; is it the one named {near!r}?"
+            raise WeightsError(f"--weights {path} lacks the tensor {name}{hint}")
     for name, entry in header.tensors.items():
         if name not in known:
             names = ", ".join(sorted(known))
-            raise WeightsError(f"--weights {path} holds {name!r}, which is none of {names}")
+            raise WeightsError(
+                f"--weights {path} holds {name!r}, which is none of {names}"
+                f"{did_you_mean(name, known)}"
+            )
         if entry.dtype not in FLOATS:
             raise WeightsError(f"--weights {path}: {name} is {entry.dtype}, not one of {FLOATS}")
     for name in (*REQUIRED, "position.weight", "rotary.cos", "rotary.sin"):
@@ -235,8 +245,8 @@ def _scalars(path: Path, header: Header) -> dict[str, Any]:
     checks = {
         "heads": _is_count,
         "kv_heads": _is_count,
-        "norm": lambda value: value in ("none", "layernorm", "rmsnorm"),
-        "positions": lambda value: value in ("sinusoidal", "learned", "rope", "none"),
+        "norm": lambda value: value in WORDS["norm"],
+        "positions": lambda value: value in WORDS["positions"],
         "eps": lambda value: _is_number(value) and value >= 0,
         "norm_offset": _is_number,
         "rotary_interleaved": lambda value: isinstance(value, bool),
@@ -251,10 +261,15 @@ def _scalars(path: Path, header: Header) -> dict[str, Any]:
     if not isinstance(scalars, dict):
         raise WeightsError(f"--weights {path}: its metadata {METADATA_KEY} is not a JSON object")
     for key, value in scalars.items():
-        if key not in checks or not checks[key](value):
+        if key not in checks:
+            raise WeightsError(
+                f"--weights {path}: its metadata {METADATA_KEY} says {key} = {value!r}, but is to "
+                f"say nothing but {', '.join(checks)}{did_you_mean(key, checks)}"
+            )
+        if not checks[key](value):
             raise WeightsError(
                 f"--weights {path}: its metadata {METADATA_KEY} says {key} = {value!r}, "
-                "which is not understood"
+                f"which is not understood{did_you_mean(str(value), WORDS.get(key, ()))}"
             )
     return scalars
 

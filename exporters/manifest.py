@@ -5,7 +5,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ from exporters.safefile import open_regular, own_file
 from kernels.layer import DTYPES
 
 FORMAT = "qkvmill"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # docs/format.md says what raises it
 MANIFEST = "manifest.json"
 HASHES = "SHA256SUMS"
 RUN = "run.json"
@@ -43,6 +43,9 @@ class FileEntry:
     first: int
     count: int
     tensors: dict[str, dict[str, Any]]  # name -> {"dtype": str, "shape": [int, ...]}
+
+
+ENTRY_KEYS = frozenset(field.name for field in fields(FileEntry))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +176,12 @@ def read_manifest(root: Place) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ExportError(f"{path} is not the manifest of an export")
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
         raise ExportError(
-            f"{path} has format version {reprlib.repr(version)}, "
-            f"but this qkvmill reads {FORMAT_VERSION}"
+            f"{path} has format version {reprlib.repr(version)}, but this qkvmill reads versions "
+            f"up to {FORMAT_VERSION}; "
+            + ("install a newer qkvmill" if newer else "no release wrote it, so it is damaged")
         )
     try:
         return _from_document(document)
@@ -228,8 +233,13 @@ def _from_document(document: dict[str, Any]) -> Manifest:
     return Manifest(
         **sections,
         expand=None if expand is None else tuple(expand),
-        files=tuple(file_entry(entry) for entry in document["files"]),
+        files=tuple(file_entry(_known(entry)) for entry in document["files"]),
     )
+
+
+def _known(entry: Any) -> dict[str, Any]:
+    """An entry without the keys of later releases."""
+    return {name: value for name, value in entry.items() if name in ENTRY_KEYS}
 
 
 def file_entry(entry: Any) -> FileEntry:

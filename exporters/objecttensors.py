@@ -1,5 +1,6 @@
 """The tensors of a safetensors file in a bucket, whose rows are read when they are needed."""
 
+from collections.abc import Collection
 from math import prod
 
 import torch
@@ -20,8 +21,8 @@ class ObjectTensors:
         self.place = place
         self.tensors = read_header(place).tensors
 
-    def rows(self, low: int, high: int) -> dict[str, Tensor]:
-        """Rows [low, high) of every tensor, each of which has as many; a request a tensor."""
+    def rows(self, low: int, high: int, names: Collection[str]) -> dict[str, Tensor]:
+        """Rows [low, high) of those tensors that are named, which have as many; a request each."""
 
         def read(name: str) -> Tensor:
             entry = self.tensors[name]
@@ -31,4 +32,5 @@ class ObjectTensors:
             data = self.place.read(begin + low * row, begin + high * row)
             return torch.frombuffer(bytearray(data), dtype=dtype).view(-1, *entry.shape[1:])
 
-        return dict(zip(self.tensors, each(read, self.tensors), strict=True))
+        wanted = [name for name in self.tensors if name in names]
+        return dict(zip(wanted, each(read, wanted), strict=True))

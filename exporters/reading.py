@@ -1,6 +1,6 @@
 """Opens a committed export, full or compact, as a sequence of windows."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged
 from exporters.objecttensors import ObjectTensors
 from exporters.safefile import open_tensors, own_file, read_header
 from exporters.shards import DTYPE_NAMES
-from exporters.source import WindowSource, fill, read_windows
+from exporters.source import WindowSource, fill, read_windows, separate
 from exporters.strays import WEIGHTS
 from exporters.tablefile import TABLES, load_tables
 from exporters.tokens import TokenPart, TokenStream
@@ -27,6 +27,8 @@ from kernels.dispatch import Backend, choose
 from kernels.layer import DTYPES
 from kernels.packed import pack
 from kernels.tables import Tables
+
+PROJECTED = ("q", "k", "v")
 
 
 class Export:
@@ -68,27 +70,36 @@ class Export:
         if not -count <= index < count:
             raise IndexError(f"{self.root} has windows 0 to {count - 1}, so none is {index}")
         first = index % count
-        tensors = self._read(first, first + 1, torch.device("cpu"))
+        tensors = self._read(first, first + 1, torch.device("cpu"), self._plans.keys())
         return {name: tensor[0] for name, tensor in tensors.items()}
 
     def batches(
-        self, batch_size: int, device: str | torch.device = "cpu"
+        self,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+        names: Collection[str] | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """All windows in order, batch_size at a time (the last batch may have fewer), on a device.
 
         Tensors have the windows as their first dimension. A compact export is combined where its
         batches are wanted, on a CUDA device by the Triton kernel.
 
+        Args:
+            names: of the tensors that are read or computed; None for all.
+
         Raises:
-            ValueError: if batch_size is less than 1.
+            ValueError: if batch_size is less than 1, or there is no tensor of a name.
             DeviceError: if the device is not there.
             ExportError: if a file of the export cannot be read.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")
+        names = self._plans.keys() if names is None else names
+        if unknown := set(names) - self._plans.keys():
+            raise ValueError(f"{self.root} holds no tensor {min(unknown)!r}")
         place = choose(str(device), DTYPES[self.manifest.job["dtype"]]).device
         for first in range(0, len(self), batch_size):
-            yield self._read(first, min(first + batch_size, len(self)), place)
+            yield self._read(first, min(first + batch_size, len(self)), place, names)
 
     def tables(self, device: str | torch.device = "cpu") -> Tables:
         """The tables of a compact export, on a device.
@@ -111,26 +122,36 @@ class Export:
                 self._sources[device] = open_source(self.root, self.manifest, backend)
             return self._sources[device]
 
-    def _read(self, first: int, stop: int, device: torch.device) -> dict[str, Tensor]:
+    def _read(
+        self, first: int, stop: int, device: torch.device, names: Collection[str]
+    ) -> dict[str, Tensor]:
         with garbled_is_damaged(self.root):
             if not self.manifest.compact:
-                return self._from_shards(first, stop, device)
+                return self._from_shards(first, stop, device, names)
             source = self._source(device)
+            computed = set(names)
+            if computed & set(PROJECTED) and not separate(source.backend, "tables"):
+                computed |= set(PROJECTED)
             # Only now is it known that the files bear out what the manifest says of sizes.
             out = {
                 name: torch.empty((stop - first, *plan.shape), dtype=plan.dtype, device=device)
                 for name, plan in self._plans.items()
+                if name in computed
             }
             fill(source, first, stop, out)
-            return out
+            return {name: tensor for name, tensor in out.items() if name in names}
 
-    def _from_shards(self, first: int, stop: int, device: torch.device) -> dict[str, Tensor]:
+    def _from_shards(
+        self, first: int, stop: int, device: torch.device, names: Collection[str]
+    ) -> dict[str, Tensor]:
         parts: list[dict[str, Tensor]] = []
+        found = 0
         for entry in self.manifest.of_kind("windows"):
             low, high = max(first, entry.first), min(stop, entry.first + entry.count)
             if low < high:
-                parts.append(self._rows(entry, low - entry.first, high - entry.first))
-        if sum(len(part["window_start"]) for part in parts) != stop - first:
+                parts.append(self._rows(entry, low - entry.first, high - entry.first, names))
+                found += high - low
+        if found != stop - first:
             raise ExportError(
                 f"{self.root}: no shard holds windows {first} to {stop - 1}; "
                 f"run qkvmill verify {self.root}"
@@ -139,8 +160,10 @@ class Export:
             return {name: tensor.to(device) for name, tensor in parts[0].items()}
         return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
 
-    def _rows(self, entry: FileEntry, low: int, high: int) -> dict[str, Tensor]:
-        """Rows [low, high) of every tensor of a shard."""
+    def _rows(
+        self, entry: FileEntry, low: int, high: int, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Rows [low, high) of tensors of a shard."""
         try:
             kept, file = self._shard
             if kept != entry.name:
@@ -148,8 +171,8 @@ class Export:
                 file = ObjectTensors(path) if isinstance(path, Bucket) else open_tensors(path)
                 self._shard = (entry.name, file)
             if isinstance(file, ObjectTensors):
-                return file.rows(low, high)
-            return {name: file.get_slice(name)[low:high] for name in entry.tensors}
+                return file.rows(low, high, names)
+            return {name: file.get_slice(name)[low:high] for name in entry.tensors if name in names}
         except (OSError, SafetensorError) as error:
             raise ExportError(
                 f"{self.root / entry.name} could not be read: {error}; "

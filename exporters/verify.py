@@ -1,5 +1,6 @@
 """Checks a committed export against its own hashes and its manifest, in plain reads."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from exporters.manifest import (
 )
 from exporters.safefile import open_regular, read_header
 from exporters.strays import WORK
+
+log = logging.getLogger(__name__)
 
 FILE, FOLDER, LINK, SPECIAL = "a file", "a folder", "a link", "a special file"
 
@@ -167,6 +170,7 @@ def _check_file(path: Place, entry: FileEntry) -> list[str]:
             return [f"{entry.name}: has {size} bytes, not {entry.bytes}"]
         if sha256_of(path) != entry.sha256:
             return [f"{entry.name}: its bytes do not match the hash in {MANIFEST}"]
+        log.info("%s: %d bytes match their hash", path, size)
         header = read_header(path)
     except OSError as error:
         return [f"{entry.name}: could not be read: {error.strerror}"]

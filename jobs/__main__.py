@@ -36,9 +36,8 @@ def main() -> None:
                 f"Error: the package {name!r} at {place.parent} hides qkvmill's own; "
                 "install qkvmill in an environment of its own (pipx install, or make setup)"
             )
-    from jobs import cli
+    from jobs.commands.main import main as command_line
 
-    cli.program_began = BEGAN
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
@@ -47,7 +46,7 @@ def main() -> None:
     # What comes while the command ends, or the interpreter, is too late to interrupt anything.
     with suppress(KeyboardInterrupt):
         try:
-            status = cli.main()
+            status = command_line(began=BEGAN)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)

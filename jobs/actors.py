@@ -5,6 +5,7 @@ once. Ray's own restarts are not used: an actor that finds no room again would k
 """
 
 import itertools
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -21,6 +22,8 @@ from jobs import worker
 from jobs.connect import cluster_error, first_line, last_line
 from jobs.errors import ClusterError, WorkerError
 from kernels.errors import QkvmillError
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 10  # of a task whose workers die, and of starting one
 CREATION = "error raised in its creation task"  # by an actor that can be made nowhere
@@ -160,6 +163,7 @@ class Pool:
         if isinstance(done.value, QkvmillError):
             raise ClusterError(f"the worker on {done.node} cannot be used: {done.value}")
         self._stillborn[thread] = 0
+        log.info("a worker of the cluster is ready on %s", done.node)
         return True
 
     def _settle_next(self, actor: Any, running: "deque[tuple[_Task, Any]]") -> bool:

@@ -5,6 +5,7 @@ is journalled shard by shard, neither of which a dataset promises.
 """
 
 import itertools
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -23,7 +24,7 @@ from exporters.source import needed
 from jobs import worker
 from jobs.actors import Done, Pool
 from jobs.carried import arrived, carried
-from jobs.compute import WindowJob, make_here
+from jobs.compute import WROTE, WindowJob, make_here
 from jobs.config import JobConfig
 from jobs.connect import RaySays, cluster_error, connect
 from jobs.encode import Encoded, EncodeSettings
@@ -39,6 +40,8 @@ from jobs.versions import versions
 from kernels.dispatch import Backend
 from kernels.layer import DTYPES, FirstLayer
 from kernels.tables import BUILD_ROWS, Tables, join
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2  # between looks at whether the job is to stop
 AHEAD = 2  # shards for each worker that are waiting or at work
@@ -190,6 +193,7 @@ class _Cluster:
                 adopt(job.work.root, made.record.name, shard.name)
             record = replace(made.record, name=shard.name)
             job.work.journal.add_file(shard_entry(record, job.plans, shard), delivered=True)
+            log.info(f"{WROTE} on %s", shard.name, record.bytes, made.seconds, done.node)
             tokens = shard.windows * job.source.context_length
             stage.add(tokens=tokens, bytes=made.record.bytes)
             stage(shard.windows)

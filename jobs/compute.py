@@ -1,5 +1,6 @@
 """The window stage: every shard that is missing is made, here by threads, or on a cluster."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -32,7 +33,10 @@ from jobs.shards import (
 )
 from jobs.staging import Wait, staging_for
 
+log = logging.getLogger(__name__)
+
 MADE_AGAIN = "is not as it was written: it is made again"
+WROTE = "wrote %s: %d bytes in %.2f s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,7 @@ def _stream(job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable
         finally:
             idle.put(buffers)
         job.work.journal.add_file(shard_entry(made.record, job.plans, shard))
+        log.info(WROTE, shard.name, made.record.bytes, made.seconds)
         return made
 
     try:
@@ -175,10 +180,11 @@ def _compute_ahead(
         reporter.add("write", time.monotonic() - began)
         on_shard()
 
-    def write(shard: Shard, tensors: dict[str, Tensor], arrived: Wait) -> None:
+    def write(shard: Shard, tensors: dict[str, Tensor], arrived: Wait, began: float) -> None:
         arrived()
         record = write_whole(job.work.root, shard, tensors)
         job.work.journal.add_file(shard_entry(record, job.plans, shard))
+        log.info(WROTE, shard.name, record.bytes, time.monotonic() - began)
 
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer, closing(staging):
         for shard, buffer in zip(job.shards, cycle(buffers), strict=False):
@@ -191,7 +197,7 @@ def _compute_ahead(
             reporter.add("compute", time.monotonic() - began)
             if written is not None:
                 wait_for(written)
-            written = writer.submit(write, shard, tensors, arrived)
+            written = writer.submit(write, shard, tensors, arrived, began)
         if written is not None:
             wait_for(written)
 

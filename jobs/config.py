@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporters.bucket import Place
+from exporters.nearest import did_you_mean
 from jobs.errors import ConfigError
 from kernels.dispatch import DEVICE_NAMES
 from kernels.layer import DTYPES, Positions
@@ -96,10 +97,12 @@ class JobConfig:
             if value is not None and value >= 2**63:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not below 2^63")
         if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+            hint = did_you_mean(self.dtype, DTYPES)
+            raise ConfigError(f"--dtype {self.dtype} is not one of {', '.join(DTYPES)}{hint}")
         for name in self.export:
             if name not in EXPORTS:
-                raise ConfigError(f"--export {name} is not one of {', '.join(EXPORTS)}")
+                hint = did_you_mean(name, EXPORTS)
+                raise ConfigError(f"--export {name} is not one of {', '.join(EXPORTS)}{hint}")
         if not self.text_field:
             raise ConfigError("--text-field is empty; name the field that holds the text")
         if self.sampling == "random" and self.stride is not None:
@@ -138,7 +141,7 @@ class JobConfig:
             ):
                 raise ConfigError(
                     f"--vocab-size {self.vocab_size} is not encoding, corpus or a number above 0 "
-                    "of 18 digits at most"
+                    f"of 18 digits at most{did_you_mean(self.vocab_size, ('encoding', 'corpus'))}"
                 )
         if self.weights is None:
             d_model, heads, kv_heads = self.seeded_widths

@@ -4,6 +4,7 @@ Each has a pipe and a thread of the job that feeds it. A pipe ends where its pro
 the middle of a result, so a process that dies is never waited for.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -23,6 +24,8 @@ from jobs.errors import TokenizerError, WorkerError
 from jobs.inputs.segments import Segment
 from jobs.tokenizer import ENCODINGS, Tokenizer, load_encoding
 from kernels.errors import QkvmillError
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2  # between looks at whether the job is to stop
 END_SECONDS = 2.0  # in which a process ends whose pipe did
@@ -138,6 +141,7 @@ def _start_all(
             finally:
                 theirs.close()
             started.append(_Worker(process, ours))
+            log.info("started process %s, which tokenizes", process.pid)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -150,6 +154,7 @@ def _end_all(started: Sequence[_Worker]) -> None:
         if worker.process.exitcode is None:
             worker.process.kill()
             worker.process.join()
+        log.info("process %s ended with %s", worker.process.pid, worker.process.exitcode)
 
 
 def _serve(

@@ -1,5 +1,6 @@
 """What a person sees while a job works: bars on a terminal, plain lines elsewhere, on stderr."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from jobs.pace import Stage
 from jobs.printable import printable
 from jobs.timings import Spent, Timing, timings
 
+log = logging.getLogger(__name__)
+
 LINE_SECONDS = 30.0
 FRAME_SECONDS = 0.25
 BAR_WIDTH = 20
@@ -28,6 +31,7 @@ class Reporter:
         quiet: say nothing.
         check: called often, from any thread; raises where the job is to stop.
         began: when the job did, by time.monotonic; None for now.
+        logs: whether notes are lines of the log, which the command shows.
     """
 
     def __init__(
@@ -36,10 +40,12 @@ class Reporter:
         quiet: bool = False,
         check: Callable[[], None] = lambda: None,
         began: float | None = None,
+        logs: bool = False,
     ) -> None:
         self.quiet = quiet
         self.check = check
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._logs = logs
         self._began = time.monotonic() if began is None else began
         self._first: float | None = None  # when the first stage began
         self._spent: dict[str, Spent] = {}  # in the order in which stages began
@@ -47,7 +53,10 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """One line that matters: a choice and its reason, something skipped or counted."""
-        self.console.print(printable(text), markup=False, soft_wrap=True)
+        if self._logs:
+            log.info("%s", text)
+        else:
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def note_or_stop(self, text: str) -> None:
         """As `note`, of what goes on for long, such as new attempts; checks first."""
@@ -65,12 +74,14 @@ class Reporter:
         if self._first is None:
             self._first = stage.began
         self._now = spent = self._spent.setdefault(name, Spent())
+        log.info("%s begins", name)
         try:
             with self._shown(stage):
                 yield stage
         finally:
             self._now = None
             spent.seconds += time.monotonic() - stage.began
+            log.info("%s ended after %.2f s", name, time.monotonic() - stage.began)
             spent.tokens += stage.tokens
             spent.bytes += stage.bytes
 

@@ -1,6 +1,7 @@
 """What an earlier run of the same job has done, and whether it is kept."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,8 @@ from jobs.fingerprint import fingerprint_of
 from jobs.progress import Reporter
 from jobs.stream import WRONG
 from kernels.method import Method
+
+log = logging.getLogger(__name__)
 
 NOTE = "method"  # in the journal, once it is decided
 
@@ -104,6 +107,8 @@ def _check_files(work: Work, reporter: Reporter) -> None:
     drop(work, [entry.name for entry in strange])
     for name in (*damaged, *(entry.name for entry in strange)):
         reporter.note(f"{work.out / name} {MADE_AGAIN}")
+    for entry in work.journal.files.values():
+        log.info("kept %s: %d bytes, as they were written", entry.name, entry.bytes)
     files, size = len(work.journal.files), readable(work.kept_bytes())
     reporter.note(f"{work.out} holds an unfinished export: going on, {files} files of {size} kept")
 

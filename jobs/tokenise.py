@@ -1,6 +1,7 @@
 """The token stage: documents -> one stream of ids, counted on the way."""
 
 import hashlib
+import logging
 import os
 import sys
 from collections import deque
@@ -27,6 +28,8 @@ from jobs.inputs.segments import Ids, ReadSettings, Segment, update
 from jobs.pool import Encode
 from jobs.progress import Reporter
 from jobs.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 LISTED = 10  # bad records that the manifest tells one by one
 TASK_BYTES = 1 << 19  # of segments that a process is given at once
@@ -189,6 +192,8 @@ def tokenise(
                 done.counts.tokens += len(ids) - separators
                 done.counts.replaced_sequences += encoded.replaced
                 stage.add(tokens=len(ids))
+                where, number = shown(file.location), done.segments
+                log.info("%s: segment %d has %d tokens", where, number, len(ids))
                 # A document that has begun, but without an id so far, is not in the sink.
                 if len(starts) or len(ids):
                     whole = not _is_begun(ids, starts)
@@ -306,6 +311,7 @@ def _cuts(
             continue
         skipped = to_skip if index == finished else 0
         record, digest = FileRead(), hashlib.sha256()
+        log.info("reading %s as %s, from segment %d on", shown(file.location), file.format, skipped)
         count = 0
         segments = reader.segments(file, record, base)
         for segment in islice(segments, skipped):

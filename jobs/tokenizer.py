@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
+from tiktoken.model import encoding_name_for_model
 from tiktoken_ext import openai_public
 
 from jobs.errors import TokenizerError
@@ -97,6 +98,14 @@ def load_encoding(name: str) -> Tokenizer:
         encode_text=encode_text,
         decode=encoding.decode,
     )
+
+
+def encoding_of_model(model: str) -> str | None:
+    """The encoding that tiktoken names for a model such as gpt-4o; None where it knows none."""
+    try:
+        return encoding_name_for_model(model)
+    except KeyError:
+        return None
 
 
 def tiktoken_encoding(name: str) -> tuple[tiktoken.Encoding, str]:

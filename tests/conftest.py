@@ -18,6 +18,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 from tests.helpers import small_export
 
+LONGEST = (
+    "test_faults.py", "test_cluster.py", "test_docs.py", "test_fuzz.py", "test_benchmarks.py",
+    "test_s3.py", "test_page.py", "test_compiled.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of files that take minutes go first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def _exported(tmp_path_factory: pytest.TempPathFactory) -> Path:

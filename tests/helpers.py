@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.cli import main
+from jobs.commands.main import main
 from kernels import reference
 from kernels.frequencies import inverse_frequencies
 from kernels.layer import FirstLayer, Norm

@@ -184,7 +184,7 @@ def serve() -> None:
 
 def _child(request: Request, scratch: Path) -> None:
     """Run the command and end this process."""
-    from jobs.cli import main
+    from jobs.commands.main import main
 
     status = 70
     try:

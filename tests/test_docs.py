@@ -1,5 +1,6 @@
 """What the documents say is so: the README's commands run, the reference is up to date."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -16,69 +17,107 @@ from exporters.manifest import read_manifest
 from exporters.reading import open_export
 from tests.helpers import DATA, ROOT, qkvmill
 
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = {
+    path.name: path
+    for path in (ROOT / "README.md", DOCS / "corpora.md", DOCS / "models.md", DOCS / "methods.md",
+                 DOCS / "stopping.md")
+}  # fmt: skip
+"""The pages whose commands are run as they stand; of docs/scale.md and docs/figures.md other tests
+run what one machine and a minute can."""
+
+BY_MAKE = ("make", ".")
+"""What sets up and tests, within which these tests run."""
 
 
-def commands() -> list[str]:
-    """Lines of the README's shell blocks, continued lines joined, comments left out."""
-    text = "".join(block for language, block in BLOCKS if language == "sh").replace("\\\n", " ")
-    lines = [line.partition("  #")[0].strip() for line in text.splitlines()]
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The languages and texts of the fenced blocks of a page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """Lines of a page's shell blocks, continued lines joined, comments left out."""
+    shell = "".join(block for language, block in blocks(page) if language == "sh")
+    lines = [line.partition("  #")[0].strip() for line in shell.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_every_command_of_the_readme_runs_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_command(line: str) -> None:
+    """Run a line of a page as its reader would, in the current folder; it must succeed."""
+    program, *arguments = shlex.split(line)
+    if program == "qkvmill":
+        if arguments[0] == "bench":
+            arguments += ["--rounds", "1", "--tokens", "1024"]
+        result = qkvmill(*arguments)
+        assert result.status == 0, f"{line}: {result.stderr}"
+    elif program in ("(cd", "cmp", "zcat"):
+        shell = line.replace("| qkvmill", f"| {shlex.quote(sys.executable)} -m jobs")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run(shell, shell=True, check=True, capture_output=True, env=environment)
+    else:
+        assert program == "python", line
+        assert arguments[0].startswith("examples/"), line
+        done = run_python(*arguments)
+        for difference in re.findall(r"largest difference.* ([\d.e+-]+)$", done, re.M):
+            assert float(difference) < 1e-5, line
+
+
+def run_python(*arguments: str, folder: str = ".") -> str:
+    """What Python prints, with this project on its path; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{arguments[0]}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with what the pages' commands find in a clone."""
     shutil.copytree(DATA, tmp_path / "data", ignore=shutil.ignore_patterns("vocab"))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
-    ran = 0
-    for line in commands():
-        program, *arguments = shlex.split(line)
-        if program == "qkvmill":
-            if arguments[0] == "bench":
-                arguments += ["--rounds", "1", "--tokens", "1024"]
-            result = qkvmill(*arguments)
-            assert result.status == 0, f"{line}: {result.stderr}"
-        elif program in ("(cd", "cmp", "zcat"):
-            shell = line.replace("| qkvmill", f"| {shlex.quote(sys.executable)} -m jobs")
-            subprocess.run(shell, shell=True, check=True, capture_output=True,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-        elif program == "python" and arguments[0].startswith("examples/"):
-            done = subprocess.run(
-                [sys.executable, *arguments], check=True, capture_output=True, text=True
-            )
-            for difference in re.findall(r"largest difference.* ([\d.e+-]+)$", done.stdout, re.M):
-                assert float(difference) < 1e-5
-        else:
-            assert program in ("make", "python", "."), line
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_of_a_page_runs_in_order(name: str, checkout: Path) -> None:
+    page = PAGES[name].read_text("utf-8")
+    for line in commands(page):
+        if not line.startswith(BY_MAKE):
+            run_command(line)
+    if name != "README.md":
+        return
+    for language, block in blocks(page):
+        if language != "python":
             continue
-        ran += 1
-    assert ran >= 12
-    for language, block in BLOCKS:
-        if language == "python":
-            by_hand = block.startswith("import glob")
-            done = subprocess.run(
-                [sys.executable, "-c", block],
-                cwd="out/compact" if by_hand else ".",
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            if by_hand:
-                assert tuple(block.splitlines()) == read_manifest(Path("out/compact")).expand
-                names: dict[str, Any] = {}
-                monkeypatch.chdir("out/compact")
+        by_hand = block.startswith("import glob")
+        run_python("-c", block, folder="out/compact" if by_hand else ".")
+        if by_hand:
+            assert tuple(block.splitlines()) == read_manifest(Path("out/compact")).expand
+            names: dict[str, Any] = {}
+            with contextlib.chdir("out/compact"):
                 exec(block, names)
-                monkeypatch.chdir(tmp_path)
-                window = open_export("out/sample")[0]
-                assert all(torch.equal(names[name], window[name]) for name in "qkv")
-    assert (tmp_path / "out/expanded/SHA256SUMS").read_text().splitlines()[1:] == (
-        tmp_path / "out/sample/SHA256SUMS"
-    ).read_text().splitlines()[1:]
+            window = open_export("out/sample")[0]
+            assert all(torch.equal(names[name], window[name]) for name in "qkv")
+    expanded, sample = (
+        (checkout / "out" / name / "SHA256SUMS").read_text().splitlines()[1:]
+        for name in ("expanded", "sample")
+    )
+    assert expanded == sample
+
+
+def test_make_demo_loads_tensors(checkout: Path) -> None:
+    shutil.copy(ROOT / "Makefile", checkout)
+    (checkout / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(
+        ["make", "--old-file=.venv/installed", "demo"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("attention over the first: [1, 4, 256, 16]\n")
 
 
 def test_the_figures_of_the_sample_are_right(tmp_path: Path) -> None:
@@ -90,7 +129,7 @@ def test_the_figures_of_the_sample_are_right(tmp_path: Path) -> None:
 
 def test_every_make_target_of_the_readme_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {line.split()[1] for line in commands() if line.startswith("make ")}
+    named = {line.split()[1] for line in commands(README) if line.startswith("make ")}
     assert {"demo", "test"} <= named
     assert named <= targets
 
@@ -104,7 +143,9 @@ def test_the_reference_of_the_command_line_is_up_to_date() -> None:
 
 
 def test_the_tree_of_the_readme_names_the_files_that_are_there() -> None:
-    (tree,) = [block for _, block in BLOCKS if "kernels/" in block and "exporters/" in block]
+    (tree,) = [
+        block for _, block in blocks(README) if "kernels/" in block and "exporters/" in block
+    ]
     named = set(re.findall(r"^ {2,4}(\w+\.py)", tree, re.MULTILINE))
     packages = ("jobs", "exporters", "kernels")
     there = {p.name for folder in packages for p in (ROOT / folder).rglob("*.py")}

@@ -165,8 +165,9 @@ def test_no_change_to_a_disk_goes_past_the_operations(
         "symlinkat,chmod,fchmod,fchmodat,copy_file_range,sendfile,sync_file_range"
     )
     start = (
-        "import sys, torch; from jobs import cli, stream; torch.set_num_threads(1); "
-        f"stream.PART_TOKENS = {PART_TOKENS}; cli.main(sys.argv[1:])"
+        "import sys, torch; from jobs import stream; from jobs.commands import main; "
+        "torch.set_num_threads(1); "
+        f"stream.PART_TOKENS = {PART_TOKENS}; main.main(sys.argv[1:])"
     )
     command = [str(part) for part in (*job.command, "--out", job.out, "--quiet")]
     subprocess.run(

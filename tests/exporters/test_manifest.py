@@ -11,7 +11,7 @@ import pytest
 
 from exporters.errors import ExportError
 from exporters.manifest import read_manifest
-from tests.helpers import qkvmill
+from tests.helpers import qkvmill, recommit, succeed
 
 
 def test_plain_sha256sum_checks_an_export(export: Path) -> None:
@@ -60,7 +60,12 @@ def broken(manifest: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     ("place", "value", "reason"),
     [
         ("format", "other", "not the manifest"),
-        ("format_version", 99, "format version 99"),
+        ("format_version", 99, "format version 99, but this qkvmill reads versions up to"),
+        ("format_version", 99, "install a newer qkvmill"),
+        ("format_version", 0, "no release wrote it"),
+        ("format_version", True, "no release wrote it"),
+        ("format_version", "2", "no release wrote it"),
+        ("format_version", None, "format version None"),
         ("files", None, "files"),
         ("files.0.name", "../../etc/passwd", "not one of an export"),
         ("files.0.name", "/etc/passwd", "not one of an export"),
@@ -69,7 +74,7 @@ def broken(manifest: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
         ("files.0.bytes", -1, "damaged"),
         ("files.0.count", "many", "damaged"),
         ("files.0.tensors", {"q": {}}, "dtype"),
-        ("files.0.extra", 1, "extra"),
+        ("files.0.sha256", None, "sha256"),
         ("windows", [], "windows"),
         ("windows.count", "4", "windows.count"),
         ("layer", 3, "layer"),
@@ -85,6 +90,20 @@ def test_a_damaged_manifest_is_an_error_with_the_reason(
         read_manifest(export)
     assert reason in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_keys_that_a_later_release_may_add_are_left_alone(export: Path) -> None:
+    read = read_manifest(export)
+
+    def add(document: dict[str, Any]) -> None:
+        sections = [value for value in document.values() if isinstance(value, dict)]
+        for place in (document, *sections, *document["files"], *document["corpus"]["files"]):
+            place["of a later release"] = {"anything": [1]}
+
+    recommit(export, add)
+    assert read_manifest(export).files == read.files
+    for command in (["inspect"], ["inspect", "--window", 0], ["verify", "--sample", 1]):
+        succeed(command[0], export, *command[1:])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"[" * 99999])

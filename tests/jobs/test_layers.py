@@ -205,7 +205,7 @@ def test_a_plan_needs_no_weights_and_is_what_a_run_does(
 MEASURE = """
 import re, sys
 from pathlib import Path
-from jobs.cli import main
+from jobs.commands.main import main
 status = main(sys.argv[1:])
 # Not ru_maxrss, which a process has from the one that started it.
 print(re.search("VmHWM:.* ([0-9]+) kB", Path("/proc/self/status").read_text())[1])

@@ -54,8 +54,8 @@ def test_a_signal_that_is_ignored_stays_ignored(ignored: signal.Signals) -> None
 def test_the_program_leaves_interrupts_ignored_where_they_are() -> None:
     code = (
         "import os, signal, sys, types\n"
-        "end = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.modules['jobs.cli'] = types.SimpleNamespace(main=end)\n"
+        "end = lambda began: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.modules['jobs.commands.main'] = types.SimpleNamespace(main=end)\n"
         "from jobs.__main__ import main\n"
         "main()"
     )
@@ -77,8 +77,8 @@ def test_interrupts_while_the_program_ends_are_no_traceback(command: str, status
     code = (
         "import atexit, os, signal, sys, types\n"
         "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-        f"def main():\n    {command}\n"
-        "sys.modules['jobs.cli'] = types.SimpleNamespace(main=main)\n"
+        f"def main(began):\n    {command}\n"
+        "sys.modules['jobs.commands.main'] = types.SimpleNamespace(main=main)\n"
         "atexit.register(interrupt)\n"
         "from jobs.__main__ import main\n"
         "main()"

@@ -1,127 +1,22 @@
-"""The options of the command line: types, defaults and help, and the TOML file of --config."""
+"""The options that commands share: defaults and help."""
 
-import os
-import reprlib
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
-from click import Choice, argument, option
+from click import argument, option
 
-from exporters.bucket import place_of
-from exporters.errors import ExportError
-from exporters.filesystems import is_url
-from exporters.safefile import open_regular
+from jobs.commands.configfile import read_config
+from jobs.commands.types import Choice, PlaceOrUrl, SafePath, Size
 from jobs.config import D_MODEL, EXPORTS, HEADS, Format
 from jobs.tokenizer import ENCODINGS
 from kernels.layer import DTYPES
 
-TOML_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}
-MAX_CONFIG_BYTES = 1 << 20
 
-COUNT = click.IntRange(1, 2**31 - 1)
-
-SIZE_UNITS = {
-    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes with an optional unit: 512MB, 1.5GiB, 4096."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = str(value).strip()
-        number = text.rstrip("BbKkMmGgTtIi ")
-        unit = text[len(number) :].strip().upper()
-        try:
-            size = int(float(number) * SIZE_UNITS[unit])
-        except (KeyError, ValueError, OverflowError):
-            self.fail(f"{value!r} is not a size such as 512MB or 1GiB", param, ctx)
-        return size
-
-
-class SafePath(click.Path):
-    """A path that is not empty, which would mean the current folder, and is UTF-8.
-
-    safetensors opens no other paths; only a corpus, which it does not open, may have one.
-    """
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("the path is empty", param, ctx)
-        if "\0" in value:
-            self.fail(f"the path {value!r} holds a NUL", param, ctx)
-        if param is not None and param.name != "corpus":
-            try:
-                os.fsencode(value).decode()
-            except UnicodeDecodeError:
-                self.fail(f"the path {os.fsencode(value)!r} is not UTF-8", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class PlaceOrUrl(SafePath):
-    """A path, or the URL of a place in a bucket."""
-
-    name = "path or URL"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and is_url(value) and "\0" not in value:
-            return place_of(value)
-        return super().convert(value, param, ctx)
-
-
-def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    """Take defaults from a TOML file whose keys are the long options' names."""
-    if path is None:
-        return
-    try:
-        with open_regular(path) as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
-        values = tomllib.loads(text.decode())
-    except ExportError as error:
-        raise click.UsageError(f"--config {error}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise click.UsageError(f"--config {path} could not be read: {reason}") from error
-    known = {parameter.name: parameter for parameter in ctx.command.params}
-    defaults = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        parameter = known.get(name)
-        if parameter is None or parameter.name == "config":
-            raise click.UsageError(f"--config {path}: {key!r} is not an option of {ctx.info_name}")
-        repeatable = parameter.multiple or parameter.nargs == -1
-        if isinstance(value, list) != repeatable:
-            kind = "a list" if repeatable else "one value, not a list"
-            raise click.UsageError(f"--config {path}: {key!r} takes {kind}")
-        for item in value if repeatable else [value]:
-            if type(item) not in _toml_types(parameter):
-                kinds = " or ".join(TOML_NAMES[kind] for kind in _toml_types(parameter))
-                raise click.UsageError(
-                    f"--config {path}: {key!r} takes {kinds}, not {reprlib.repr(item)}"
-                )
-        defaults[name] = value
-    ctx.default_map = defaults
-
-
-def _toml_types(parameter: click.Parameter) -> tuple[type, ...]:
-    """The types of TOML values that an option takes."""
-    if getattr(parameter, "is_flag", False):
-        return (bool,)
-    if isinstance(parameter.type, click.types.IntParamType):
-        return (int,)
-    if isinstance(parameter.type, Size) or parameter.name == "vocab_size":
-        return (str, int)
-    return (str,)
+def examples(*commands: str) -> str:
+    """The end of a command's help: commands to try, a line each."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
 
 
 scratch_option = option("--scratch",
@@ -142,6 +37,7 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
     options = [
         argument("corpus", nargs=-1, required=needed, type=SafePath(allow_dash=True)),
         option("--out", required=needed, type=PlaceOrUrl(path_type=Path),
+                     show_default=False if needed else "none; CORPUS needs one",
                      help="Folder of the export, or s3://bucket/prefix or another URL."),
         scratch_option,
         option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
@@ -194,9 +90,9 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
                      help="Batches to export."),
         option("--seed", type=int, default=0, show_default=True,
                      help="Seed of the layer's parameters and of random sampling."),
-        option("--weights", type=path,
+        option("--weights", type=path, show_default="a layer that --seed makes",
                      help="The layer of a model's folder (config.json and safetensors), or of one "
-                     ".safetensors file, instead of the seed's."),
+                     ".safetensors file."),
         option("--d-model", type=int, show_default=f"{D_MODEL}, or as in --weights",
                      help="Model width, d."),
         option("--heads", type=int, show_default=f"{HEADS}, or as in --weights",
@@ -247,3 +143,7 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
     """--quiet and --json."""
     command = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
     return option("--quiet", is_flag=True, help="Print nothing but errors and --json.")(command)
+
+
+verbose_option = option("-v", "--verbose", is_flag=True,
+                        help="Log what is done, and why, to stderr, with times.")  # fmt: skip

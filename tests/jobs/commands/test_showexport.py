@@ -1,11 +1,12 @@
 import io
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from jobs.show import show_rows
+from jobs.commands.showexport import show_rows, show_stats
 from tests.helpers import NOTEBOOK, SMALL, succeed
 
 
@@ -53,3 +54,50 @@ def test_the_middle_of_a_long_table_is_left_out() -> None:
     for value in ("0.000000", "19.000000", "380.000000", "399.000000"):
         assert value in text
     assert "210.000000" not in text
+
+
+def test_a_head_shows_its_rows_as_stored(export: Path) -> None:
+    text = succeed("inspect", export, "--window", 0, "--head", 3).stdout
+    shard = load_file(next((export / "shards").glob("shard-00001-*")))
+    for name, title in (
+        ("q", "query head 3 of 4"),
+        ("k", "key/value head 3 of 4, which query head 3 uses"),
+    ):
+        assert f"{name}, {title}, [16 rows x 8 columns]" in text
+        assert f"{float(shard[name][0, 3, 0, 0]):.6f}" in text
+        assert f"{float(shard[name][0, 3, 15, 7]):.6f}" in text
+
+
+def test_statistics_are_a_table_and_their_progress_is_not_in_it(export: Path) -> None:
+    result = succeed("inspect", export, "--stats", "--tensor", "input_ids", "--tensor", "q")
+    header, ids, q = result.stdout.splitlines()[1:4]
+    assert header.split() == [
+        "tensor", "dtype", "shape", "min", "max", "mean", "std", "zeros", "NaN", "infinite",
+    ]  # fmt: skip
+    assert ids.split()[:2] == ["input_ids", "int32"]
+    assert q.split()[:2] == ["q", "float32"]
+    assert "stats: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "values", "shown"),
+    [(0, 0, "0%"), (0, 7, "0%"), (1, 10**9, "0.001%"), (1, 3, "33.333%"), (7, 7, "100%"),
+     (10**9 - 1, 10**9, "99.999%")],
+)  # fmt: skip
+def test_a_share_is_shown_as_none_or_all_only_where_it_is(
+    count: int, values: int, shown: str
+) -> None:
+    found = {"dtype": "int32", "shape": [values], "values": values, "zeros": count, "nan": 0,
+             "infinite": 0, "min": None, "max": None, "mean": None, "std": None}  # fmt: skip
+    console = Console(width=120, file=io.StringIO(), record=True)
+    show_stats(console, "a", {"t": found})
+    assert f" {shown} " in console.export_text()
+
+
+def test_a_narrow_terminal_cuts_no_number_short() -> None:
+    found = {"dtype": "float32", "shape": [1], "values": 1, "zeros": 0, "nan": 0, "infinite": 0,
+             "min": -1.23456e-30, "max": 1.0, "mean": 0.0, "std": 0.0}  # fmt: skip
+    console = Console(width=40, file=io.StringIO(), record=True)
+    show_stats(console, "a", {"t": found})
+    text = console.export_text()
+    assert "…" not in text

@@ -1,0 +1,1 @@
+"""The command line: options -> one frozen config -> one call -> a summary."""

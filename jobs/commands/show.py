@@ -1,0 +1,152 @@
+"""Tables for people: of a summary, a plan, a bench and stages."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from exporters.space import readable
+from jobs.bench import BenchResult
+from jobs.endtoend import EndToEnd
+from jobs.printable import printable
+from jobs.timings import IDLE, OTHER, START_UP, Timing, held_back
+from jobs.units import duration
+
+STAGES = {
+    START_UP: "until the first stage",
+    "check corpus": "is it what it was",
+    "check": "is what is kept as it was written",
+    "check source": "is it as it was written",
+    "tokenise": "text to token ids, written",
+    "layer": "the parameters",
+    "build": "the tables, written",
+    "copy": "tokens and weights",
+    "windows": "the shards",
+    "compute": "q, k, v and the rest",
+    "write": "waiting for the disk and the hash",
+    IDLE: "threads without a shard",
+    OTHER: "between and after stages",
+}
+"""What stages and their parts do."""
+
+
+PLAN_ELSEWHERE = ("reads", "scheme", "exact", "sampled_bytes", "tokens_error")
+"""What is shown of a plan, but not under its own name."""
+
+
+def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
+    """Names and values, one a line; sizes in bytes become readable."""
+    heading = Text(printable(title), style="table.title")
+    table = Table(title=heading, title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        table.add_row(name.replace("_", " "), Text(printable(_value(name, value))))
+    console.print(table)
+
+
+def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """What a job would do, and what tables of its layer save."""
+    pairs = {name: value for name, value in plan.items() if name not in PLAN_ELSEWHERE}
+    sampled = plan.get("sampled_bytes")
+    if sampled is not None:
+        error = f"{plan['tokens_error']:,}"
+        pairs["tokens"] = f"{plan['tokens']:,} (estimated, +-{error} at 95%)"
+        pairs["distinct_tokens"] = f"{plan['distinct_tokens']:,} (estimated)"
+        for name in ("replaced_sequences", "bad_records", "dropped_tokens"):
+            pairs[name] = "not known from a sample"
+    show_pairs(console, "plan", pairs)
+    if sampled is not None:
+        console.print(
+            f"estimated from {readable(sampled)} of {readable(plan['corpus_bytes'])}; "
+            "--exact reads all",
+            soft_wrap=True,
+        )
+    if not plan["reads"]:
+        return
+    console.print(Text(f"reads: {plan['scheme']}", style="table.title"))
+    table = Table(box=None)
+    for heading in ("batch", "without tables", "with them", "without / with"):
+        table.add_column(heading, justify="right")
+    for reads in plan["reads"]:
+        counts = (f"{reads[name]:,}" for name in ("batch", "without_tables", "with_tables"))
+        table.add_row(*counts, f"{reads['times']:,.1f}")
+    console.print(table)
+
+
+def show_bench(console: Console, result: BenchResult, job: EndToEnd | None) -> None:
+    """Times and ratios of the ways, what tables cost, and the stages of a whole job."""
+    config, figures = result.config, result.figures
+    table = Table(
+        title=f"d {config.d_model}, T {config.context_length}, {config.dtype}, medians of "
+        f"{config.rounds} rounds of {result.tokens:,} tokens, {result.distinct_tokens:,} distinct",
+        title_justify="left",
+        box=None,
+    )
+    for heading in ("way", "", "tokens/s", "x notebook", "x addmm", "error"):
+        table.add_column(heading, justify="left" if heading in ("way", "") else "right")
+    for way in result.ways:
+        error = "" if way.error is None else f"{way.error:.1e}"
+        table.add_row(
+            way.name,
+            way.what,
+            f"{way.tokens_per_second:,.0f}",
+            f"{way.ratio_to_notebook:.2f}",
+            f"{way.ratio_to_addmm:.2f}",
+            error,
+        )
+    console.print(table)
+    even = figures.break_even_tokens
+    pays = (
+        "do not pay"
+        if even is None
+        else f"pay from {even:,} tokens, {even / figures.rows:.1f} a row"
+    )
+    console.print(
+        f"tables: {figures.rows:,} rows, {readable(figures.bytes)}, built in "
+        f"{figures.build_seconds:.2f} s, {pays}; combining moves "
+        f"{figures.bytes_per_second / 1e9:.1f} GB/s, {figures.share_of_copy:.0%} of a plain copy's "
+        f"{figures.copy_bytes_per_second / 1e9:.1f}",
+        soft_wrap=True,
+    )
+    if job is None:
+        return
+    console.print(
+        f"a whole job by {job.method}: {job.tokens:,} tokens, {readable(job.bytes)}, "
+        f"{job.seconds:.2f} s",
+        soft_wrap=True,
+    )
+    show_stages(console, job.stages)
+
+
+def show_stages(console: Console, stages: Sequence[Timing]) -> None:
+    """Where the time of a job went, and what held it back."""
+    table = Table(box=None)
+    for heading in ("stage", "", "time", "share", "tokens/s", "MB/s"):
+        table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
+    for stage in stages:
+        tokens, size = stage.tokens_per_second, stage.bytes_per_second
+        table.add_row(
+            f"  {stage.name}" if stage.within else stage.name,
+            STAGES.get(stage.name, ""),
+            duration(stage.seconds, 2),
+            f"{stage.share:.1%}",
+            "" if tokens is None else f"{tokens:,.0f}",
+            "" if size is None else f"{size / 1e6:,.1f}",
+        )
+    console.print(table)
+    console.print(held_back(stages), soft_wrap=True)
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return "known after the draw" if name == "dropped_tokens" else "none"
+    if name == "bytes" or name.endswith("_bytes"):
+        return readable(value)
+    if isinstance(value, tuple):
+        return "; ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {amount}" for key, amount in value.items())
+    return f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,184 @@
+"""Tables for people: of an export, one of its windows, and what its values are like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from exporters.bucket import Place
+from exporters.contents import exported_tensors
+from exporters.manifest import Manifest
+from exporters.space import readable
+from jobs.commands.show import show_pairs
+from jobs.inspection import Rows
+from jobs.printable import printable
+
+EDGE_ROWS = 5  # rows and columns that are shown at each end of a long table
+EDGE_COLUMNS = 3
+
+
+def show_export(console: Console, root: Place, manifest: Manifest) -> None:
+    """What an export holds."""
+    pairs: dict[str, Any] = {
+        "artifact": manifest.job["artifact"],
+        "documents": manifest.tokens["documents"],
+        "corpus_bytes": manifest.corpus["bytes"],
+        "skipped_files": manifest.corpus["skipped_files"],
+        "replaced_sequences": manifest.corpus["replaced_sequences"],
+        "tokenizer": manifest.tokenizer["name"],
+        "tokens": manifest.tokens["count"],
+        "distinct_tokens": manifest.tokens["distinct"],
+        "windows": manifest.windows["count"],
+        "context_length": manifest.windows["context_length"],
+        "boundaries": manifest.windows["boundaries"],
+        "tail": manifest.windows["tail"],
+        "padded_windows": manifest.windows["padded_windows"],
+        "padded_places": manifest.windows["padded_places"],
+        "dropped_tokens": manifest.windows["dropped_tokens"],
+        "short_documents": manifest.windows["short_documents"],
+    }
+    if manifest.layer is not None:
+        layer = manifest.layer
+        origin = layer["source"] if layer["family"] is None else f"model {layer['family']}"
+        pairs["layer"] = (
+            f"{origin}, V {layer['vocabulary_size']}, d {layer['d_model']}, "
+            f"{layer['heads']} heads, {layer['kv_heads']} key/value heads of {layer['head_dim']}, "
+            f"norm {layer['norm']}, positions {layer['positions']}, {layer['dtype']}"
+        )
+    if manifest.compute is not None:
+        compute = manifest.compute
+        pairs["device"] = f"{compute['device']}, {compute['kernel']}: {compute['reason']}"
+        if compute["method"] is not None:
+            pairs["method"] = f"{compute['method']}: {compute['method_reason']}"
+    show_pairs(console, str(root), pairs)
+
+    title = (
+        "tensors of the windows, from the tables" if manifest.compact else "tensors of the shards"
+    )
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("name", "dtype", "shape, W windows"):
+        table.add_column(heading)
+    for name, plan in exported_tensors(manifest).items():
+        lengths = zip(_axes(name, manifest.job["layout"]), plan.shape, strict=True)
+        shape = ", ".join(["W", *(f"{axis} {length}" for axis, length in lengths)])
+        table.add_row(name, str(plan.dtype).removeprefix("torch."), Text(f"[{shape}]"))
+    console.print(table)
+
+    table = Table(title="files", title_justify="left", box=None)
+    for heading in ("name", "size", "holds"):
+        table.add_column(heading)
+    for entry in manifest.files:
+        last = entry.first + entry.count - 1
+        holds = f"{entry.kind} {entry.first} to {last}" if entry.count else entry.kind
+        table.add_row(Text(entry.name), readable(entry.bytes), holds)
+    console.print(table)
+
+
+def _axes(name: str, layout: str) -> tuple[str, ...]:
+    """The axes of a tensor of the shards, after the windows."""
+    if name == "window_start":
+        return ()
+    if name in ("x", "y"):
+        return ("T", "d")
+    if name in ("q", "k", "v"):
+        heads = "H" if name == "q" else "Hk"
+        return (heads, "T", "Dh") if layout == "bhtd" else ("T", heads, "Dh")
+    return ("T",)
+
+
+def show_window(
+    console: Console, record: Mapping[str, Any], rows: Mapping[str, Rows], head: int | None
+) -> None:
+    """A window's texts and ids, and values of it as tables; of q, k and v those of a query head."""
+    show_pairs(
+        console,
+        f"window {record['window']}",
+        {
+            "start": record["start"],
+            "documents": ", ".join(f"{d['index']} ({d['name']})" for d in record["documents"]),
+            "input": record["input_text"],
+            "target": record["target_text"],
+            "padded_places": record["padded_places"],
+            "input_ids": _shorten(record["input_ids"]),
+            "target_ids": _shorten(record["target_ids"]),
+        },
+    )
+    for name, shown in rows.items():
+        if shown.values.dim() == 2:
+            show_rows(console, _title(name, shown, head), shown.values)
+        else:
+            values = shown.values.reshape(-1).tolist()
+            show_pairs(console, f"{name} {list(shown.values.shape)}", {"values": _shorten(values)})
+
+
+def _title(name: str, rows: Rows, head: int | None) -> str:
+    """What a table of rows is of."""
+    if rows.head is None:
+        return name
+    if name == "q":
+        return f"q, query head {rows.head} of {rows.heads},"
+    return f"{name}, key/value head {rows.head} of {rows.heads}, which query head {head} uses,"
+
+
+def show_rows(console: Console, title: str, rows: Tensor) -> None:
+    """A matrix [T, d] as a table, its middle left out where it is long."""
+    length, width = rows.shape
+    table = Table(
+        title=f"{title} [{length} rows x {width} columns]", title_justify="left", box=None
+    )
+    columns = _edges(width, EDGE_COLUMNS)
+    table.add_column("")
+    for column in columns:
+        heading = "..." if column is None else str(column)
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in _edges(length, EDGE_ROWS):
+        if row is None:
+            table.add_row(*["..."] * (len(columns) + 1))
+        else:
+            cells = ["..." if c is None else f"{float(rows[row, c]):.6f}" for c in columns]
+            table.add_row(str(row), *cells)
+    console.print(table)
+
+
+def show_stats(console: Console, title: str, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each tensor: its shape and dtype, and what its values are like."""
+    table = Table(title=Text(printable(title)), title_justify="left", box=None)
+    for heading in ("tensor", "dtype", "shape"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("min", "max", "mean", "std", "zeros", "NaN", "infinite"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for name, found in stats.items():
+        moments = [_number(found[key]) for key in ("min", "max", "mean", "std")]
+        counts = [_share(found[key], found["values"]) for key in ("zeros", "nan", "infinite")]
+        table.add_row(name, found["dtype"], Text(str(found["shape"])), *moments, *counts)
+    console.print(table)
+    console.print(
+        "min, max, mean and std, that of the population, are of the finite values", soft_wrap=True
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _share(count: int, values: int) -> str:
+    """A share that is shown as nothing only where it is nothing, and as all only where it is."""
+    if count in (0, values):
+        return f"{count / max(1, values):.0%}"
+    return f"{min(max(count / values, 1e-5), 1 - 1e-5):.3%}"
+
+
+def _edges(length: int, edge: int) -> list[int | None]:
+    """The indices to show of a long list; None stands for those left out."""
+    if length <= 2 * edge + 1:
+        return list(range(length))
+    return [*range(edge), None, *range(length - edge, length)]
+
+
+def _shorten(values: Sequence[Any]) -> str:
+    return " ".join("..." if i is None else str(values[i]) for i in _edges(len(values), 16))

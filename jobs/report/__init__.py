@@ -1,0 +1,1 @@
+"""qkvmill report: an export as one HTML page to look at."""
