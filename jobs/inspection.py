@@ -67,11 +67,15 @@ def open_window(export: Export, index: int) -> dict[str, Tensor]:
 
 
 def window_record(
-    root: Place, manifest: Manifest, index: int, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
+    root: Place,
+    manifest: Manifest,
+    index: int,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
 ) -> dict[str, Any]:
     """A window's ids and texts, read from the token stream, for people and for --json.
 
-    Texts are of the real places only; ids are of all.
+    Texts are of the real places only, and None without a tokenizer; ids are of all.
     """
     length = manifest.windows["context_length"]
     stream = open_stream(root, manifest)
@@ -96,8 +100,8 @@ def window_record(
         "padded_places": len(padding),
         "input_ids": ids[:-1] + padding,
         "target_ids": ids[1:] + padding,
-        "input_text": tokenizer.decode(ids[:-1]),
-        "target_text": tokenizer.decode(ids[1:]),
+        "input_text": None if tokenizer is None else tokenizer.decode(ids[:-1]),
+        "target_text": None if tokenizer is None else tokenizer.decode(ids[1:]),
         "tensors": {
             name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
             for name, t in tensors.items()

@@ -8,15 +8,17 @@ import click
 from click import argument, option
 
 from exporters.bucket import Place
-from exporters.manifest import garbled_is_damaged, read_manifest
+from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
 from exporters.reading import open_export
 from jobs.choose_tokenizer import tokenizer_of_export
 from jobs.commands import showexport
 from jobs.commands.options import examples
 from jobs.commands.results import print_json, stdout
 from jobs.commands.types import PlaceOrUrl
+from jobs.errors import TokenizerError
 from jobs.inspection import Question, open_window, rows_of, stats_of, window_record
 from jobs.progress import Reporter
+from jobs.tokenizer import Tokenizer
 
 
 @click.command(
@@ -37,8 +39,9 @@ from jobs.progress import Reporter
         show_default="with --window x and y, with --stats all",
         help="Show this tensor (repeatable), by its name, such as q or input_ids.")  # fmt: skip
 @option("--stats", is_flag=True,
-        help="Show what values are like: least, largest, mean, standard deviation, and shares of "
-        "zeros, NaN and infinity; of all windows, or with --window of one.")  # fmt: skip
+        help="Show what values are like, padded places too: least, largest, mean, standard "
+        "deviation, and shares of zeros, NaN and infinity; of all windows, or with --window of "
+        "one.")  # fmt: skip
 @option("--tokenizer", show_default="by the name in the export",
         help="What shows the ids as text: the folder or tokenizer.json that the export was made "
         "with.")  # fmt: skip
@@ -64,7 +67,7 @@ def _show_window(export: Place, question: Question, as_json: bool) -> None:
     index = question.window or 0
     tensors = open_window(windows, index)
     rows = rows_of(windows, tensors, question)
-    tokenizer = tokenizer_of_export(export, windows.manifest.tokenizer, question.tokenizer)
+    tokenizer = _tokenizer(export, windows.manifest, question.tokenizer)
     record = window_record(export, windows.manifest, index, tensors, tokenizer)
     if as_json:
         print_json({**record, "rows": {name: asdict(shown) for name, shown in rows.items()}})
@@ -72,10 +75,23 @@ def _show_window(export: Place, question: Question, as_json: bool) -> None:
         showexport.show_window(stdout(), record, rows, question.head)
 
 
+def _tokenizer(export: Place, manifest: Manifest, given: str | None) -> Tokenizer | None:
+    """What shows ids as text; without one that was asked for, a line says why there is none."""
+    try:
+        return tokenizer_of_export(export, manifest.tokenizer, given)
+    except TokenizerError as error:
+        if given is not None:
+            raise
+        Reporter().note(f"texts are not shown: {error}")
+        return None
+
+
 def _show_stats(export: Place, question: Question, as_json: bool) -> None:
-    stats = stats_of(open_export(export), question, Reporter(quiet=as_json))
+    windows = open_export(export)
+    stats = stats_of(windows, question, Reporter(quiet=as_json))
     if as_json:
         print_json({"window": question.window, "tensors": stats})
     else:
         of = "all windows" if question.window is None else f"window {question.window}"
-        showexport.show_stats(stdout(), f"{export}, {of}", stats)
+        padded = windows.manifest.padded
+        showexport.show_stats(stdout(), f"{export}, {of}", stats, padded=padded)

@@ -36,10 +36,15 @@ PLAN_ELSEWHERE = ("reads", "scheme", "exact", "sampled_bytes", "tokens_error")
 """What is shown of a plan, but not under its own name."""
 
 
+def show_title(console: Console, title: str) -> None:
+    """The line above a table, whole: as the table's own title it would be folded to its width."""
+    console.print(Text(printable(title), style="table.title"), soft_wrap=True)
+
+
 def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
     """Names and values, one a line; sizes in bytes become readable."""
-    heading = Text(printable(title), style="table.title")
-    table = Table(title=heading, title_justify="left", show_header=False, box=None)
+    show_title(console, title)
+    table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in pairs.items():
@@ -66,7 +71,7 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
         )
     if not plan["reads"]:
         return
-    console.print(Text(f"reads: {plan['scheme']}", style="table.title"))
+    show_title(console, f"reads: {plan['scheme']}")
     table = Table(box=None)
     for heading in ("batch", "without tables", "with them", "without / with"):
         table.add_column(heading, justify="right")
@@ -79,12 +84,12 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
 def show_bench(console: Console, result: BenchResult, job: EndToEnd | None) -> None:
     """Times and ratios of the ways, what tables cost, and the stages of a whole job."""
     config, figures = result.config, result.figures
-    table = Table(
-        title=f"d {config.d_model}, T {config.context_length}, {config.dtype}, medians of "
+    show_title(
+        console,
+        f"d {config.d_model}, T {config.context_length}, {config.dtype}, medians of "
         f"{config.rounds} rounds of {result.tokens:,} tokens, {result.distinct_tokens:,} distinct",
-        title_justify="left",
-        box=None,
     )
+    table = Table(box=None)
     for heading in ("way", "", "tokens/s", "x notebook", "x addmm", "error"):
         table.add_column(heading, justify="left" if heading in ("way", "") else "right")
     for way in result.ways:

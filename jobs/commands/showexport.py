@@ -1,5 +1,6 @@
 """Tables for people: of an export, one of its windows, and what its values are like."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,14 @@ from exporters.bucket import Place
 from exporters.contents import exported_tensors
 from exporters.manifest import Manifest
 from exporters.space import readable
-from jobs.commands.show import show_pairs
+from jobs.commands.show import show_pairs, show_title
 from jobs.inspection import Rows
-from jobs.printable import printable
 
 EDGE_ROWS = 5  # rows and columns that are shown at each end of a long table
 EDGE_COLUMNS = 3
+WIDEST = 1 << 10  # columns of a terminal, in which any line of statistics fits
+MOMENTS = ("min", "max", "mean", "std")
+SHARES = {"zeros": "zeros", "nan": "NaN", "infinite": "infinite"}  # and their headings
 
 
 def show_export(console: Console, root: Place, manifest: Manifest) -> None:
@@ -55,10 +58,11 @@ def show_export(console: Console, root: Place, manifest: Manifest) -> None:
             pairs["method"] = f"{compute['method']}: {compute['method_reason']}"
     show_pairs(console, str(root), pairs)
 
-    title = (
-        "tensors of the windows, from the tables" if manifest.compact else "tensors of the shards"
+    show_title(
+        console,
+        "tensors of the windows, from the tables" if manifest.compact else "tensors of the shards",
     )
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(box=None)
     for heading in ("name", "dtype", "shape, W windows"):
         table.add_column(heading)
     for name, plan in exported_tensors(manifest).items():
@@ -67,10 +71,17 @@ def show_export(console: Console, root: Place, manifest: Manifest) -> None:
         table.add_row(name, str(plan.dtype).removeprefix("torch."), Text(f"[{shape}]"))
     console.print(table)
 
-    table = Table(title="files", title_justify="left", box=None)
+    count = len(manifest.files)
+    shown = _edges(count, EDGE_ROWS)
+    show_title(console, "files" if None not in shown else f"files, {count:,}, of which the ends")
+    table = Table(box=None)
     for heading in ("name", "size", "holds"):
         table.add_column(heading)
-    for entry in manifest.files:
+    for index in shown:
+        if index is None:
+            table.add_row(*["..."] * 3)
+            continue
+        entry = manifest.files[index]
         last = entry.first + entry.count - 1
         holds = f"{entry.kind} {entry.first} to {last}" if entry.count else entry.kind
         table.add_row(Text(entry.name), readable(entry.bytes), holds)
@@ -99,8 +110,8 @@ def show_window(
         {
             "start": record["start"],
             "documents": ", ".join(f"{d['index']} ({d['name']})" for d in record["documents"]),
-            "input": record["input_text"],
-            "target": record["target_text"],
+            "input": _text(record["input_text"]),
+            "target": _text(record["target_text"]),
             "padded_places": record["padded_places"],
             "input_ids": _shorten(record["input_ids"]),
             "target_ids": _shorten(record["target_ids"]),
@@ -114,6 +125,10 @@ def show_window(
             show_pairs(console, f"{name} {list(shown.values.shape)}", {"values": _shorten(values)})
 
 
+def _text(text: str | None) -> str:
+    return "not shown, without the tokenizer" if text is None else text
+
+
 def _title(name: str, rows: Rows, head: int | None) -> str:
     """What a table of rows is of."""
     if rows.head is None:
@@ -124,12 +139,17 @@ def _title(name: str, rows: Rows, head: int | None) -> str:
 
 
 def show_rows(console: Console, title: str, rows: Tensor) -> None:
-    """A matrix [T, d] as a table, its middle left out where it is long."""
+    """A matrix [T, d] as a table, its middle left out where it is long or wide."""
+    show_title(console, f"{title} [{rows.shape[0]} rows x {rows.shape[1]} columns]")
+    tables = (_rows_table(rows, columns) for columns in range(EDGE_COLUMNS, 0, -1))
+    console.print(next((table for table in tables if _fits(console, table)), _rows_table(rows, 1)))
+
+
+def _rows_table(rows: Tensor, edge: int) -> Table:
+    """A matrix with so many columns at each end."""
     length, width = rows.shape
-    table = Table(
-        title=f"{title} [{length} rows x {width} columns]", title_justify="left", box=None
-    )
-    columns = _edges(width, EDGE_COLUMNS)
+    table = Table(box=None)
+    columns = _edges(width, edge)
     table.add_column("")
     for column in columns:
         heading = "..." if column is None else str(column)
@@ -138,26 +158,57 @@ def show_rows(console: Console, title: str, rows: Tensor) -> None:
         if row is None:
             table.add_row(*["..."] * (len(columns) + 1))
         else:
-            cells = ["..." if c is None else f"{float(rows[row, c]):.6f}" for c in columns]
+            cells = ["..." if c is None else _decimal(float(rows[row, c])) for c in columns]
             table.add_row(str(row), *cells)
-    console.print(table)
+    return table
 
 
-def show_stats(console: Console, title: str, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each tensor: its shape and dtype, and what its values are like."""
-    table = Table(title=Text(printable(title)), title_justify="left", box=None)
+def show_stats(
+    console: Console, title: str, stats: Mapping[str, Mapping[str, Any]], *, padded: bool
+) -> None:
+    """What the values of tensors are like: a line for each, or a block where lines are too long.
+
+    Args:
+        padded: whether there are padded places, which count too.
+    """
+    show_title(console, title)
+    table = Table(box=None)
     for heading in ("tensor", "dtype", "shape"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("min", "max", "mean", "std", "zeros", "NaN", "infinite"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for name, found in stats.items():
-        moments = [_number(found[key]) for key in ("min", "max", "mean", "std")]
-        counts = [_share(found[key], found["values"]) for key in ("zeros", "nan", "infinite")]
-        table.add_row(name, found["dtype"], Text(str(found["shape"])), *moments, *counts)
-    console.print(table)
+        table.add_column(heading, no_wrap=True)
+    for heading in (*MOMENTS, *SHARES.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    lines = {name: _line(found) for name, found in stats.items()}
+    for name, line in lines.items():
+        table.add_row(name, *map(Text, line.values()))
+    if _fits(console, table):
+        console.print(table)
+    else:
+        for name, line in lines.items():
+            show_pairs(console, name, line)
     console.print(
-        "min, max, mean and std, that of the population, are of the finite values", soft_wrap=True
+        "min, max, mean and std, that of the population, are of the finite values"
+        + ("; padded places count too" if padded else ""),
+        soft_wrap=True,
     )
+
+
+def _fits(console: Console, table: Table) -> bool:
+    """Whether a table whose columns do not wrap is shown whole."""
+    wide = console.options.update(max_width=WIDEST)
+    return console.measure(table, options=wide).maximum <= console.width
+
+
+def _line(found: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a tensor, by heading."""
+    line = {"dtype": found["dtype"], "shape": str(found["shape"])}
+    line |= {name: _number(found[name]) for name in MOMENTS}
+    return line | {heading: _share(found[key], found["values"]) for key, heading in SHARES.items()}
+
+
+def _decimal(value: float) -> str:
+    """Six decimals where they say something of a value, else five digits and a power of ten."""
+    plain = value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e3
+    return f"{value:.6f}" if plain else f"{value:.4e}"
 
 
 def _number(value: float | None) -> str:

@@ -510,18 +510,23 @@ def test_a_job_with_a_models_tokenizer(folders: Path, tmp_path: Path, kind: str)
     assert manifest.layer["vocabulary_size"] == manifest.tokenizer["vocabulary_size"]
 
 
-def test_inspect_needs_the_tokenizer_itself(folders: Path, tmp_path: Path) -> None:
+def test_inspect_needs_the_tokenizer_itself_for_texts(folders: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", a="One fish, two fish.\n" * 20)
     out, folder = tmp_path / "out", folders / "llama_like"
     succeed("run", corpus, "--out", out, *SMALL, "--tokenizer", folder)
     window = ("inspect", out, "--window", 0)
-    result = qkvmill(*window)
-    assert result.status == 1
-    assert "the tokenizer 'llama_like', which is not known" in result.stderr
-    assert "as --tokenizer" in result.stderr
+    without = succeed(*window)
+    assert "texts are not shown" in without.stderr
+    assert "the tokenizer 'llama_like', which is not known" in without.stderr
+    assert "as --tokenizer" in without.stderr
+    assert "input ids" in without.stdout
+    assert "One fish" not in without.stdout
+    record = succeed(*window, "--json").json
+    assert record["input_text"] is record["target_text"] is None
     for place in (folder, folder / "tokenizer.json"):
         shown = succeed(*window, "--tokenizer", place, "--json").json
         assert shown["input_text"].startswith("One fish, two fish.")
+        assert shown["input_ids"] == record["input_ids"]
     for other in (folders / "gpt2_like", "gpt2"):
         result = qkvmill(*window, "--tokenizer", other)
         assert result.status == 1

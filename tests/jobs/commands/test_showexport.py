@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from exporters.manifest import read_manifest
 from jobs.commands.showexport import show_rows, show_stats
 from tests.helpers import NOTEBOOK, SMALL, succeed
 
@@ -90,14 +91,55 @@ def test_a_share_is_shown_as_none_or_all_only_where_it_is(
     found = {"dtype": "int32", "shape": [values], "values": values, "zeros": count, "nan": 0,
              "infinite": 0, "min": None, "max": None, "mean": None, "std": None}  # fmt: skip
     console = Console(width=120, file=io.StringIO(), record=True)
-    show_stats(console, "a", {"t": found})
+    show_stats(console, "a", {"t": found}, padded=False)
     assert f" {shown} " in console.export_text()
 
 
-def test_a_narrow_terminal_cuts_no_number_short() -> None:
-    found = {"dtype": "float32", "shape": [1], "values": 1, "zeros": 0, "nan": 0, "infinite": 0,
-             "min": -1.23456e-30, "max": 1.0, "mean": 0.0, "std": 0.0}  # fmt: skip
-    console = Console(width=40, file=io.StringIO(), record=True)
-    show_stats(console, "a", {"t": found})
-    text = console.export_text()
-    assert "…" not in text
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_width_of_a_terminal_cuts_a_number_of_statistics_in_two(width: int) -> None:
+    found = {"dtype": "bfloat16", "shape": [123_456, 12, 1024, 64], "values": 1, "zeros": 0,
+             "nan": 0, "infinite": 0, "min": -1.23456e-30, "max": 1.0, "mean": 0.125,
+             "std": 2.5e-7}  # fmt: skip
+    console = Console(width=width, file=io.StringIO(), record=True)
+    title = "exports/" + "long/" * 20 + "name, all windows"
+    show_stats(console, title, {"q": found, "k": found}, padded=True)
+    lines = console.export_text().splitlines()
+    assert lines[0] == title
+    assert "padded places count too" in lines[-1]
+    for whole in ("-1.23456e-30", "0.125", "2.5e-07", "[123456, 12, 1024, 64]"):
+        assert sum(whole in line for line in lines) == 2, whole
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_rows_show_small_and_large_values_at_any_width(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    values = torch.tensor([-2.5e-30, 1e-3, -999.5, 0.0, 7.0, 1e3, -6.5e30], dtype=torch.float64)
+    show_rows(console, "q, a title that is longer than the table is wide", values.view(1, 7))
+    lines = console.export_text().splitlines()
+    assert lines[0] == "q, a title that is longer than the table is wide [1 rows x 7 columns]"
+    shown = lines[2].split()
+    assert shown[:2] == ["0", "-2.5000e-30"]
+    assert shown[-1] == "-6.5000e+30"
+    if width == 200:
+        assert shown[2:-1] == ["0.001000", "-999.500000", "0.000000", "7.000000", "1.0000e+03"]
+
+
+def test_statistics_of_padded_windows_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One fish, two fish.\n" * 9)
+    succeed("run", path, "--out", tmp_path / "out", *SMALL, "--tail", "pad")
+    assert "padded places count too" in succeed("inspect", tmp_path / "out", "--stats").stdout
+
+
+def test_of_many_files_the_ends_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One fish, two fish, red fish, blue fish.\n" * 40)
+    options = (*SMALL, "--batch-size", 1, "--shard-size", "16KB")
+    succeed("run", path, "--out", tmp_path / "out", *options)
+    text = succeed("inspect", tmp_path / "out").stdout
+    names = [entry.name for entry in read_manifest(tmp_path / "out").files]
+    assert len(names) > 11
+    assert f"files, {len(names)}, of which the ends" in text
+    assert [name in text for name in names] == [
+        place < 5 or place >= len(names) - 5 for place in range(len(names))
+    ]
