@@ -174,10 +174,7 @@ class Export:
                 return file.rows(low, high, names)
             return {name: file.get_slice(name)[low:high] for name in entry.tensors if name in names}
         except (OSError, SafetensorError) as error:
-            raise ExportError(
-                f"{self.root / entry.name} could not be read: {error}; "
-                f"run qkvmill verify {self.root}"
-            ) from error
+            raise _not_read(self.root, entry.name, error) from error
 
 
 def open_export(path: str | Place) -> Export:
@@ -261,7 +258,7 @@ def window_plan(root: Place, manifest: Manifest, tokens: int) -> WindowPlan:
             return replace(plan, listed=file)
         plan = replace(plan, random_starts=file.get_tensor("window_start"))
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"{root / STARTS} could not be read: {error}") from error
+        raise _not_read(root, STARTS, error) from error
     plan.places(0, plan.count)
     return plan
 
@@ -274,22 +271,19 @@ def open_stream(root: Place, manifest: Manifest) -> TokenStream:
     """
     entries = manifest.of_kind("tokens")
     expected = 0
-    try:
-        for entry in entries:
-            starts = entry.tensors["document_starts"]["shape"]
-            shapes = {"input_ids": ("int32", [entry.count]), "document_starts": ("int64", starts)}
-            said = {name: (e["dtype"], e["shape"]) for name, e in entry.tensors.items()}
-            if entry.first != expected or said != shapes or len(starts) != 1:
-                raise ExportError(f"{root / MANIFEST}: {entry.name} is no next part of the tokens")
-            _checked(root, entry)
-            expected += entry.count
-        if len({entry.name for entry in entries}) < len(entries):
-            raise ExportError(f"{root / MANIFEST}: a file of tokens stands in it twice")
-        if expected != manifest.tokens["count"]:
-            raise ExportError(f"{root / MANIFEST}: its files hold {expected} tokens, not as many")
-        return TokenStream(root, token_parts(manifest))
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"the tokens of {root} could not be read: {error}") from error
+    for entry in entries:
+        starts = entry.tensors["document_starts"]["shape"]
+        shapes = {"input_ids": ("int32", [entry.count]), "document_starts": ("int64", starts)}
+        said = {name: (e["dtype"], e["shape"]) for name, e in entry.tensors.items()}
+        if entry.first != expected or said != shapes or len(starts) != 1:
+            raise ExportError(f"{root / MANIFEST}: {entry.name} is no next part of the tokens")
+        _checked(root, entry)
+        expected += entry.count
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ExportError(f"{root / MANIFEST}: a file of tokens stands in it twice")
+    if expected != manifest.tokens["count"]:
+        raise ExportError(f"{root / MANIFEST}: its files hold {expected} tokens, not as many")
+    return TokenStream(root, token_parts(manifest))
 
 
 def _checked(root: Place, entry: FileEntry, plans: dict[str, TensorPlan] | None = None) -> Place:
@@ -299,11 +293,15 @@ def _checked(root: Place, entry: FileEntry, plans: dict[str, TensorPlan] | None 
     would end the process.
 
     Raises:
-        ExportError: if it is otherwise.
-        OSError: if the file cannot be read.
+        ExportError: if it is otherwise, or the file cannot be read.
     """
     path = own_file(root, entry.name)
-    header = read_header(path).tensors
+    try:
+        header = read_header(path).tensors
+    except OSError as error:
+        raise _not_read(root, entry.name, error) from error
+    except ExportError as error:
+        raise ExportError(f"{error}; run qkvmill verify {root}") from error
     found = {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in header.items()}
     expected = entry.tensors
     if plans is not None:
@@ -314,6 +312,12 @@ def _checked(root: Place, entry: FileEntry, plans: dict[str, TensorPlan] | None 
     if not found == expected == entry.tensors:
         raise ExportError(f"{path} holds other tensors than it should; run qkvmill verify {root}")
     return path
+
+
+def _not_read(root: Place, name: str, error: Exception) -> ExportError:
+    """The error of a file of an export, with its reason and what finds all that is wrong."""
+    reason = getattr(error, "strerror", None) or error
+    return ExportError(f"{root / name} could not be read: {reason}; run qkvmill verify {root}")
 
 
 def token_parts(manifest: Manifest) -> list[TokenPart]:

@@ -260,7 +260,7 @@ class TokenStream:
         except KeyError as error:
             raise ExportError(f"{path} has no tensor {error}") from error
         except OSError as error:
-            raise ExportError(f"the tokens of {self._root} could not be read: {error}") from error
+            raise ExportError(f"{path} could not be read: {error.strerror}") from error
 
     def _read(self, index: int, name: str, low: int, high: int) -> NDArray[Any]:
         """The values [low, high) of a tensor of a part."""
@@ -273,7 +273,7 @@ class TokenStream:
         try:
             values: NDArray[Any] = np.fromfile(path, dtype, high - low, offset=place)
         except OSError as error:
-            raise ExportError(f"the tokens of {self._root} could not be read: {error}") from error
+            raise ExportError(f"{path} could not be read: {error.strerror}") from error
         if len(values) != high - low:
             raise ExportError(f"{path} is cut short")
         return values

@@ -1,6 +1,7 @@
 """`inspect` through the command line, against torch on what safetensors itself loads."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,31 @@ def test_an_export_of_tokens_has_no_heads(tmp_path: Path) -> None:
     result = qkvmill("inspect", tmp_path, "--window", 0, "--head", 0)
     assert result.status == 1
     assert "holds no q, k and v, so --head has no effect" in result.stderr
+
+
+def cut_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def cut_data(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(Path.unlink, "could not be read: No such file or directory"),
+     (cut_header, "is not a safetensors file"), (cut_data, "has a damaged safetensors header")],
+    ids=["gone", "cut-header", "cut-data"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["tokens/tokens-00001", "shards/shard-00001-of-00009"])
+def test_a_file_that_cannot_be_read_is_one_line_that_says_what_to_do(
+    export: Path, name: str, spoil: Callable[[Path], None], reason: str
+) -> None:
+    path = export / f"{name}.safetensors"
+    spoil(path)
+    result = qkvmill("inspect", export, "--window", 0)
+    assert (result.status, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {path} {reason}")
+    assert line.count(str(path)) == 1
+    assert line.endswith(f"; run qkvmill verify {export}")
