@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -23,7 +24,7 @@ try:
         sys.exit(f"{export} has no shards of q, k, v; expand it, or run with --export qkv")
     shards = [file["name"] for file in manifest["files"] if file["kind"] == "windows"]
     shard = load_file(export / shards[0])
-except FileNotFoundError as error:
+except (OSError, ValueError, SafetensorError) as error:
     sys.exit(f"{export} is not a whole export: {error}")
 
 q, k, v = (shard[name][:1] for name in "qkv")  # [1, H, T, Dh], and [1, Hk, T, Dh] twice

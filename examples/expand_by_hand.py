@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +25,8 @@ Tensors = dict[str, Tensor]
 def load(root: Path) -> tuple[Manifest, Tensors]:
     """The manifest and all tensors that q, k and v follow from; `stream` is the token stream."""
     manifest = json.loads((root / "manifest.json").read_text("utf-8"))
+    if manifest["format_version"] != 1:
+        sys.exit(f"{root} has format version {manifest['format_version']}; 1 is known here")
     if manifest["job"]["artifact"] != "compact":
         sys.exit(f"{root} is a full export, whose q, k and v are in its shards already")
     names = {kind: [] for kind in ("tokens", "tables", "starts", "weights")}
@@ -108,5 +111,5 @@ if __name__ == "__main__":
         print("q, k and v of window 0:", *(list(tensor.shape) for tensor in qkv(*export, 0)))
         if len(sys.argv) == 3:
             compare(*export, Path(sys.argv[2]))
-    except FileNotFoundError as error:
-        sys.exit(f"not a whole export: {error}")
+    except (OSError, ValueError, SafetensorError) as error:
+        sys.exit(f"{' or '.join(sys.argv[1:])} is not a whole export: {error}")

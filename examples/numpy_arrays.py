@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 Arrays = dict[str, NDArray]
@@ -34,7 +35,7 @@ def load_shard(export: Path) -> tuple[Arrays, float | None]:
             import ml_dtypes  # noqa: F401  # tells numpy of it
         shards = [file["name"] for file in manifest["files"] if file["kind"] == "windows"]
         shard = load_file(export / shards[0])
-    except FileNotFoundError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         sys.exit(f"{export} is not a whole export: {error}")
     if job["layout"] == "bthd":
         shard |= {name: shard[name].swapaxes(1, 2) for name in "qkv"}

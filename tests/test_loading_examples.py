@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.data import DataLoader
 
 from exporters.layerfile import save_layer
+from exporters.manifest import read_manifest
 from exporters.reading import open_export
 from kernels.layer import FirstLayer
 from tests.helpers import ROOT, random_layer, run_python, succeed, write_corpus
@@ -77,6 +78,12 @@ def export(tmp_path: Path) -> Path:
     return exported(tmp_path, grouped(), "--dtype", "bfloat16", "--layout", "bthd")
 
 
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A full export in float32, with grouped heads."""
+    return exported(tmp_path / "plain", grouped())
+
+
 LOADING = ("attention", "attention_benchmark", "data_loader", "expand_by_hand", "numpy_arrays")
 
 
@@ -110,17 +117,65 @@ def test_what_reads_shards_sends_compact_exports_to_expand(
         example(name, compact)
 
 
-@pytest.mark.parametrize("name", ["attention", "expand_by_hand"])
-def test_a_file_that_is_missing_ends_in_a_sentence(
-    example: Run, export: Path, compact: Path, name: str
+BY_HAND = ("attention", "expand_by_hand", "numpy_arrays")
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
+@pytest.mark.parametrize("spoil", [lose, cut], ids=["missing", "cut"])
+@pytest.mark.parametrize("file", ["manifest", "values"])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_damaged_export_ends_in_a_sentence(
+    example: Run, plain: Path, compact: Path, name: str, file: str, spoil: Callable[[Path], None]
 ) -> None:
-    root = export if name == "attention" else compact
-    lost = min((root / "shards").iterdir()) if name == "attention" else root / "tables.safetensors"
-    lost.rename(root / "elsewhere")
-    if name == "attention":
-        (root / "shards").rmdir()
-    with pytest.raises(SystemExit, match="not a whole export"):
+    root = compact if name == "expand_by_hand" else plain
+    values = root / "tables.safetensors" if root == compact else min((root / "shards").iterdir())
+    spoil(root / "manifest.json" if file == "manifest" else values)
+    with pytest.raises(SystemExit) as ended:
         example(name, root)
+    (line,) = str(ended.value).splitlines()
+    assert line.startswith(f"{root} is not a whole export: ")
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_newer_format_is_refused_by_name(
+    example: Run, plain: Path, compact: Path, name: str
+) -> None:
+    root = compact if name == "expand_by_hand" else plain
+    change_manifest(root, format_version=2)
+    with pytest.raises(SystemExit, match=f"{root} has format version 2; 1 is known here"):
+        example(name, root)
+
+
+def change_manifest(root: Path, **entries: Any) -> None:
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(manifest | entries), "utf-8")
+
+
+@pytest.mark.parametrize("scale", [None, 1.0], ids=["usual", "one"])
+def test_attention_has_the_scale_of_the_model(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, example: Run, scale: float | None
+) -> None:
+    layer = read_manifest(plain).layer or {}
+    change_manifest(plain, layer={**layer, "attention_scale": scale})
+    monkeypatch.setattr(sys, "argv", ["attention.py", str(plain)])
+    found = runpy.run_path(str(EXAMPLES / "attention.py"))["out"][0].double()
+    shard = load_file(min((plain / "shards").iterdir()))
+    q, k, v = (shard[name][0].double() for name in "qkv")
+    k, v = (tensor.repeat_interleave(3, 0) for tensor in (k, v))
+    scores = q @ k.mT * (8**-0.5 if scale is None else scale)
+    hidden = torch.ones(16, 16, dtype=torch.bool).triu(1)
+    expected = scores.masked_fill(hidden, -torch.inf).softmax(2) @ v
+    assert float((found - expected).abs().max()) < 1e-5
+    square = float(example("numpy_arrays", plain).rpartition(" ")[2])
+    assert square == pytest.approx(float(expected.square().mean()), rel=1e-5)
 
 
 def test_attention_takes_both_layouts(example: Run, export: Path) -> None:
