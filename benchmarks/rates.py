@@ -23,9 +23,10 @@ from exporters.journal import start_journal
 from exporters.manifest import FileEntry
 from exporters.shards import write_tensors
 from jobs.config import JobConfig
+from jobs.cutting import cuts, read_settings, tasks
+from jobs.done import Done
 from jobs.inputs.files import find_files
 from jobs.inputs.read import Reader
-from jobs.tokenise import Done, _cuts, _tasks, read_settings
 from jobs.tokenizer import load_encoding
 
 SHARD_BYTES = 512_000_000
@@ -59,7 +60,7 @@ def reading_rate(folder: Path) -> float:
     reader = Reader(read_settings(config, load_encoding("cl100k_base")), print, None)
     size = 0
     began = time.perf_counter()
-    for task in _tasks(_cuts(corpus, reader, Done(), lambda _: None)):
+    for task in tasks(cuts(corpus, reader, Done(), lambda _: None)):
         segments = [cut.segment for cut in task if cut.segment]
         size += len(pickle.dumps(segments, pickle.HIGHEST_PROTOCOL))
     return size / 1e6 / (time.perf_counter() - began)

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from exporters.tokens import IdSet
 from jobs.config import JobConfig
+from jobs.cutting import read_settings
 from jobs.inputs.files import Corpus, InputFile
 from jobs.inputs.locations import shown
 from jobs.inputs.opening import FileRead, open_seekable, open_stored
 from jobs.prefixes import IDS, parquet_start, safetensors_start, start_of
 from jobs.probes import PROBE_BYTES, Probe, Prober, lines_at, stored_size, text_at
 from jobs.progress import Reporter
-from jobs.tokenise import encode_settings, read_settings
+from jobs.tokenise import encode_settings
 from jobs.tokenizer import Tokenizer
 
 WHOLE_BYTES = 16_000_000  # up to which a corpus is read as a whole

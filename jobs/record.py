@@ -15,12 +15,12 @@ from exporters.manifest import RUN, FileEntry, Manifest
 from exporters.recipe import recipe
 from exporters.windows import WindowPlan
 from jobs.config import JobConfig
+from jobs.done import TokenTotals
 from jobs.fingerprint import tokenizer_record
 from jobs.inputs.files import Corpus
 from jobs.parameters import Parameters
 from jobs.progress import Reporter
 from jobs.timings import Timing
-from jobs.tokenise import TokenTotals
 from jobs.tokenizer import Tokenizer
 from jobs.versions import versions
 

@@ -14,6 +14,7 @@ from exporters.manifest import FileEntry
 from exporters.strays import WORK
 from exporters.tokens import PART_TOKENS, TokenPart, TokenStream, TokenWriter
 from jobs.config import JobConfig
+from jobs.done import Counts, Done, TokenTotals, totals_of
 from jobs.engine import HERE, Engine
 from jobs.errors import ChangedCorpusError
 from jobs.inputs.files import Corpus
@@ -21,7 +22,7 @@ from jobs.inputs.locations import STDIN, shown
 from jobs.inputs.opening import hash_input
 from jobs.inputs.stdin import gives_nothing
 from jobs.progress import Reporter
-from jobs.tokenise import Counts, Done, TokenTotals, tokenise, totals_of
+from jobs.tokenise import tokenise
 from jobs.tokenizer import Tokenizer
 
 WRONG = "does not say what is there"

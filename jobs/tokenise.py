@@ -1,13 +1,11 @@
 """The token stage: documents -> one stream of ids, counted on the way."""
 
-import hashlib
 import logging
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +15,15 @@ from numpy.typing import NDArray
 from exporters.tokens import NO_STARTS, IdSet
 from jobs.choose_tokenizer import resolve
 from jobs.config import JobConfig
+from jobs.cutting import TASK_BYTES, Cut, cuts, read_settings, tasks
+from jobs.done import Counts, Done, TokenTotals, totals_of
 from jobs.encode import Encoded, EncodeSettings
 from jobs.engine import HERE, Engine
-from jobs.errors import ChangedCorpusError, CorpusError
+from jobs.errors import CorpusError
 from jobs.inputs.files import Corpus, InputFile
 from jobs.inputs.locations import shown
-from jobs.inputs.opening import FileRead
 from jobs.inputs.read import Reader
-from jobs.inputs.segments import Ids, ReadSettings, Segment, update
+from jobs.inputs.segments import Ids, Segment
 from jobs.pool import Encode
 from jobs.progress import Reporter
 from jobs.tokenizer import Tokenizer
@@ -32,7 +31,6 @@ from jobs.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 LISTED = 10  # bad records that the manifest tells one by one
-TASK_BYTES = 1 << 19  # of segments that a process is given at once
 AHEAD = 3  # tasks for each process that are waiting or at work
 PARALLEL_BYTES = 4 << 20  # from which on starting processes pays
 PACKED = ("parquet",)  # formats that are compressed within
@@ -61,69 +59,6 @@ class TokenCounter:
         self.tokens += len(ids)
         self.documents += len(starts)
         self.seen.add(ids)
-
-
-@dataclass
-class Counts:
-    """What a file, or a part of it, came to."""
-
-    documents: int = 0
-    tokens: int = 0  # without the separators
-    separators: int = 0  # that the job put between documents
-    replaced_sequences: int = 0  # stretches of bytes that were no text, each now one U+FFFD
-    bad_records: int = 0
-
-
-@dataclass
-class Done:
-    """How far a corpus is tokenised: whole files, and segments of the next."""
-
-    files: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # of each: name, bytes, sha256, Counts
-    segments: int = 0
-    digest: str = ""  # of these segments
-    counts: Counts = field(default_factory=Counts)  # of these segments
-    separated: bool = True  # whether the next document needs no separator before it
-    listed: list[dict[str, str]] = field(default_factory=list)  # the first bad records of all
-
-    def total(self) -> Counts:
-        """What all of it came to."""
-        names = Counts.__dataclass_fields__
-        files = [*self.files, asdict(self.counts)]
-        return Counts(**{name: sum(file[name] for file in files) for name in names})
-
-    def copy(self) -> "Done":
-        """As it is now, but with the same list of files, to which more are added at its end."""
-        return replace(self, counts=replace(self.counts), listed=self.listed[:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenTotals:
-    """What a corpus came to."""
-
-    tokens: int
-    documents: int
-    separators: int
-    seen: IdSet
-    replaced_sequences: int
-    bad_records: int
-    listed: tuple[dict[str, str], ...]  # the first of the bad records: file, place, reason
-    files: tuple[dict[str, Any], ...]
-
-    @property
-    def largest_id(self) -> int:
-        return self.seen.largest
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A segment on its way: how much of its file was read by then, and the hash of all so far."""
-
-    file: int
-    segment: Segment | None  # None: the file's end
-    read: int
-    digest: str
 
 
 def tokenise(
@@ -171,8 +106,8 @@ def tokenise(
             stage.skip(read - advanced)
             advanced = read
 
-        cuts = _cuts(corpus, reader, done, on_skipped)
-        for cut, encoded in _encoded(cuts, encode, AHEAD * workers):
+        to_encode = cuts(corpus, reader, done, on_skipped)
+        for cut, encoded in _encoded(to_encode, encode, AHEAD * workers):
             file = corpus.files[cut.file]
             if cut.segment is None:
                 done.files.append(
@@ -201,35 +136,6 @@ def tokenise(
             stage(cut.read - advanced)
             advanced = 0 if cut.segment is None else cut.read
     return totals_of(done, sink.seen)
-
-
-def totals_of(done: Done, seen: IdSet) -> TokenTotals:
-    """What a corpus that is tokenised to its end came to."""
-    total = done.total()
-    return TokenTotals(
-        tokens=total.tokens + total.separators,
-        documents=total.documents,
-        separators=total.separators,
-        seen=seen,
-        replaced_sequences=total.replaced_sequences,
-        bad_records=total.bad_records,
-        listed=tuple(done.listed),
-        files=tuple(done.files),
-    )
-
-
-def read_settings(config: JobConfig, tokenizer: Tokenizer) -> ReadSettings:
-    """How the files of a job are read."""
-    return ReadSettings(
-        text_field=config.text_field,
-        text_errors=config.text_errors,
-        token_dtype=config.token_dtype,
-        max_record_bytes=config.max_record_bytes,
-        cuttable=tokenizer.cuttable,
-        end_of_text=tokenizer.end_of_text,
-        vocabulary_size=tokenizer.vocabulary_size,
-        tokenizer=tokenizer.name,
-    )
 
 
 def encode_settings(config: JobConfig, tokenizer: Tokenizer) -> EncodeSettings:
@@ -290,53 +196,10 @@ def _take_bad(config: JobConfig, file: InputFile, encoded: Encoded, done: Done) 
         done.listed.append({"file": file.name, "place": bad.place, "reason": bad.reason})
 
 
-def _cuts(
-    corpus: Corpus, reader: Reader, done: Done, on_skipped: Callable[[int], None]
-) -> Iterator[_Cut]:
-    """The segments that are still to be encoded, in order, and the ends of files.
-
-    `on_skipped` is told, after each segment that is done, how much of its file was read by then.
-    """
-    finished, expected = len(done.files), done.digest  # who takes the segments changes done
-    held = [file["tokens"] for file in done.files]
-    to_skip = done.segments
-    before = ""
-    base = 0  # tokens in the files of the same stream before this one
-    for index, file in enumerate(corpus.files):
-        if file.format != "safetensors" or not _goes_on(before, file.location):
-            base = 0
-        before = file.location
-        if index < finished:
-            base += held[index]
-            continue
-        skipped = to_skip if index == finished else 0
-        record, digest = FileRead(), hashlib.sha256()
-        log.info("reading %s as %s, from segment %d on", shown(file.location), file.format, skipped)
-        count = 0
-        segments = reader.segments(file, record, base)
-        for segment in islice(segments, skipped):
-            update(digest, segment)
-            count += 1
-            base += len(segment.ids) if isinstance(segment, Ids) else 0
-            on_skipped(record.bytes)
-        if count < skipped or (skipped and digest.hexdigest() != expected):
-            raise ChangedCorpusError(shown(file.location))
-        for segment in segments:
-            update(digest, segment)
-            base += len(segment.ids) if isinstance(segment, Ids) else 0
-            yield _Cut(index, segment, record.bytes, digest.hexdigest())
-        yield _Cut(index, None, record.bytes, record.digest.hexdigest())
-
-
-def _goes_on(before: str, location: str) -> bool:
-    """Whether two token files that follow each other may be parts of one stream."""
-    return before.rpartition("/")[0] == location.rpartition("/")[0] and before < location
-
-
-def _encoded(cuts: Iterator[_Cut], encode: Encode, most: int) -> Iterator[tuple[_Cut, Encoded]]:
+def _encoded(to_encode: Iterator[Cut], encode: Encode, most: int) -> Iterator[tuple[Cut, Encoded]]:
     """Each segment with its ids, in order; at most `most` tasks are under way."""
-    waiting: deque[tuple[list[_Cut], Callable[[], list[Encoded]]]] = deque()
-    for task in _tasks(cuts):
+    waiting: deque[tuple[list[Cut], Callable[[], list[Encoded]]]] = deque()
+    for task in tasks(to_encode):
         texts = [cut.segment for cut in task if cut.segment and not isinstance(cut.segment, Ids)]
         waiting.append((task, encode(texts) if texts else list[Encoded]))
         if len(waiting) >= most:
@@ -345,29 +208,7 @@ def _encoded(cuts: Iterator[_Cut], encode: Encode, most: int) -> Iterator[tuple[
         yield from _results(*waiting.popleft())
 
 
-def _tasks(cuts: Iterator[_Cut]) -> Iterator[list[_Cut]]:
-    """Segments in their order, as many together as are worth a task of their own."""
-    task: list[_Cut] = []
-    size = 0
-    for cut in cuts:
-        task.append(cut)
-        match cut.segment:
-            case Ids():
-                size += cut.segment.ids.nbytes
-            case None:
-                size += 1 << 10  # so that the ends of tiny files add up too
-            case _:
-                size += len(cut.segment.data)
-        if size >= TASK_BYTES:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
-
-
-def _results(
-    task: list[_Cut], result: Callable[[], list[Encoded]]
-) -> Iterator[tuple[_Cut, Encoded]]:
+def _results(task: list[Cut], result: Callable[[], list[Encoded]]) -> Iterator[tuple[Cut, Encoded]]:
     texts = iter(result())
     for cut in task:
         match cut.segment:

@@ -1,8 +1,6 @@
 """Makes a report: looks at an export once, part by part, and fills the page."""
 
 import base64
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,10 @@ from torch import Tensor
 
 from exporters.bucket import Place
 from exporters.errors import ExportError
-from exporters.files import sha256_of
-from exporters.manifest import GARBLED, MANIFEST, RUN, Manifest, garbled_is_damaged
+from exporters.manifest import Manifest, garbled_is_damaged
 from exporters.reading import Export, open_export, open_stream
-from exporters.safefile import open_regular, own_file
 from jobs.choose_tokenizer import tokenizer_of_export
 from jobs.inspection import window_record
-from jobs.printable import printable
 from jobs.progress import Reporter
 from jobs.report import attention, charts
 from jobs.report.command import Made
@@ -26,8 +21,8 @@ from jobs.report.counts import Counts, count, thinned
 from jobs.report.norms import Norms, embedding_norms, head_norms, quantiles
 from jobs.report.page import render, write
 from jobs.report.positions import Table, position_tables
+from jobs.report.runfacts import run_facts
 from jobs.report.texts import labels, pieces, token_text
-from jobs.timings import Timing, held_back
 from jobs.tokenizer import Tokenizer
 
 SHOWN = 3  # windows, unless told
@@ -35,9 +30,7 @@ SAMPLE_TOKENS = 1 << 16  # of which lengths of q, k and v are taken, in whole wi
 SAMPLE_WINDOWS = 32
 TEXT_TOKENS = 4096  # that are shown as text, of all windows together
 MOST_FILES = 10  # rows of a table of files
-MOST_HASHES = 12
 COMMON = 20  # tokens in the table of the most common ones
-MOST_RUN_BYTES = 1 << 24
 
 NO_QKV = "q and k were not exported (--export qkv), so there is nothing to make this from."
 
@@ -64,7 +57,7 @@ def make(
             "manifest": manifest,
             **_corpus(manifest, counts),
             **_tokens(manifest, counts, decoder),
-            **_run(root, manifest),
+            **run_facts(root, manifest),
         }
         specs = {
             "lengths": charts.lengths(counts),
@@ -271,62 +264,3 @@ def _map(
 def _base64(tensor: Tensor) -> str:
     array = tensor.contiguous().numpy()
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
-
-
-def _run(root: Place, manifest: Manifest) -> dict[str, Any]:
-    """How the export was made: its options, versions, hashes, and run.json where it is."""
-    run, why = _run_json(root)
-    try:
-        rows = [Timing(**stage) for stage in run.get("stages", [])]
-        held = held_back(rows) if rows else None
-        stages = [
-            {
-                "name": printable(str(row.name)), "within": row.within, "node": row.node,
-                "seconds": _finite(row.seconds), "share": _finite(row.share),
-                "tokens": row.tokens_per_second and _finite(row.tokens_per_second),
-                "bytes": row.bytes_per_second and _finite(row.bytes_per_second),
-            }
-            for row in rows
-        ]  # fmt: skip
-    except GARBLED as error:
-        run, stages, held, why = {}, [], None, f"{RUN} is damaged ({type(error).__name__})."
-    return {
-        "run": {key: value for key, value in run.items() if key not in ("stages", "seconds")},
-        "no_run": why,
-        "stages": stages,
-        "held_back": held,
-        "manifest_sha256": sha256_of(own_file(root, MANIFEST)),
-        "hashes": manifest.files[:MOST_HASHES],
-        "more_hashes": len(manifest.files) - MOST_HASHES,
-        "options": {name: _option(value) for name, value in manifest.job.items()},
-    }
-
-
-def _run_json(root: Place) -> tuple[dict[str, Any], str | None]:
-    """run.json, or nothing and a sentence that says why."""
-    try:
-        with open_regular(own_file(root, RUN)) as file:
-            text = file.read(MOST_RUN_BYTES)
-        document = json.loads(text)
-    except FileNotFoundError:
-        return {}, f"There is no {RUN}, which tells when and how fast the export was made."
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, f"{RUN} could not be read ({type(error).__name__})."
-    return (document, None) if isinstance(document, dict) else ({}, f"{RUN} is no JSON object.")
-
-
-def _finite(value: Any) -> float:
-    """A number of run.json, which may hold anything; raises one of GARBLED where it is none."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{value} is no time")
-    return number
-
-
-def _option(value: Any) -> str:
-    """An option as the command line has it."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "\u2013"}[value]
-    return f"{value:,}" if type(value) is int else str(value)

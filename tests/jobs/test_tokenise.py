@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from exporters.errors import ExportError
-from jobs import pool, stream, tokenise
+from jobs import cutting, pool, stream, tokenise
 from jobs.encode import encode_segment
 from jobs.engine import HERE
 from jobs.inputs.read import Reader
@@ -45,7 +45,7 @@ def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small segments, tasks and parts, so that little text has many of them."""
     monkeypatch.setattr(tokenise, "Reader", partial(Reader, block=64))
-    monkeypatch.setattr(tokenise, "TASK_BYTES", 100)
+    monkeypatch.setattr(cutting, "TASK_BYTES", 100)
     monkeypatch.setattr(stream, "PART_TOKENS", 100)
 
 
@@ -377,7 +377,7 @@ def test_a_part_that_ends_after_a_document_of_nothing_and_bad_records_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "PART_TOKENS", 4)
-    monkeypatch.setattr(tokenise, "TASK_BYTES", 1)
+    monkeypatch.setattr(cutting, "TASK_BYTES", 1)
     folder = tmp_path / "corpus"
     folder.mkdir()
     write(folder / "a.jsonl", jsonl(["one", ""]))

@@ -100,4 +100,4 @@ def test_verbose_and_json_may_stand_in_a_file(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", a="One fish, two fish, red fish, blue fish.")
     result = succeed("plan", corpus, "--out", tmp_path / "out", "--config", config)
     assert result.json["documents"] == 1
-    assert "jobs.tokenise: reading " in result.stderr
+    assert "jobs.cutting: reading " in result.stderr

@@ -37,7 +37,7 @@ def test_a_run_says_what_it_does_and_why(tmp_path: Path) -> None:
     for part in (
         "jobs.progress: computing on cpu with torch-cpu: the CPU was asked for",
         "jobs.progress: method tables: it was asked for",
-        f"jobs.tokenise: reading {tmp_path}/corpus/b.txt as text, from segment 0 on",
+        f"jobs.cutting: reading {tmp_path}/corpus/b.txt as text, from segment 0 on",
         f"jobs.tokenise: {tmp_path}/corpus/a.txt: segment 1 has ",
         "exporters.journal: journal: begun",
         "exporters.journal: journal: the note tokens",
