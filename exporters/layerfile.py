@@ -28,10 +28,10 @@ from kernels.layer import (
     ANGLES,
     TENSOR_NAMES,
     FirstLayer,
-    Positions,
     position_table,
     rotary_table,
 )
+from kernels.names import Positions
 
 METADATA_KEY = "qkvmill"
 REQUIRED = ("embedding.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")

@@ -13,7 +13,7 @@ from exporters.bucket import Bucket, Place
 from exporters.errors import ExportError
 from exporters.files import has_size, record_of_bytes, write_text
 from exporters.safefile import open_regular, own_file
-from kernels.layer import DTYPES
+from kernels.names import DTYPE_NAMES
 
 FORMAT = "qkvmill"
 FORMAT_VERSION = 1  # docs/format.md says what raises it
@@ -313,7 +313,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     "job": {
         "export": _is_list_of(_one_of("tokens", "features", "qkv")),
         "artifact": _one_of("full", "compact"),
-        "dtype": _one_of(*DTYPES),
+        "dtype": _one_of(*DTYPE_NAMES),
         "layout": _one_of("bhtd", "bthd"),
         "batch_size": _is_positive,
         "shard_size": _is_positive,
@@ -350,7 +350,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         **dict.fromkeys(("source", "weights_sha256"), _is_text),
         "norm": _one_of("none", "layernorm", "rmsnorm"),
         "positions": _one_of("sinusoidal", "learned", "rope", "none"),
-        "dtype": _one_of(*DTYPES),
+        "dtype": _one_of(*DTYPE_NAMES),
         **dict.fromkeys(("eps", "norm_offset", "embedding_scale"), _is_number),
         "attention_scale": _or_none(_is_number),
         "qk_norm": _one_of("none", "head", "all"),

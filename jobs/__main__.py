@@ -1,6 +1,5 @@
 """`python -m jobs` and `qkvmill`: the same command."""
 
-import gc
 import importlib
 import os
 import signal
@@ -15,9 +14,6 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Check that the packages imported are ours, then hand over to the command line."""
-    # Collecting among torch's hundred thousands of lasting objects costs a second, much of it at
-    # the very end.
-    gc.disable()
     # Until the command line takes it, an interrupt ends the program without a traceback, unless
     # whoever started it has interrupts ignored.
     before = signal.getsignal(signal.SIGINT)
@@ -40,8 +36,6 @@ def main() -> None:
 
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.freeze()
-    gc.enable()
     status = INTERRUPTED
     # What comes while the command ends, or the interpreter, is too late to interrupt anything.
     with suppress(KeyboardInterrupt):

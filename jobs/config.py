@@ -7,9 +7,7 @@ from typing import Any, Literal
 from exporters.bucket import Place
 from exporters.nearest import did_you_mean
 from jobs.errors import ConfigError
-from kernels.dispatch import DEVICE_NAMES
-from kernels.layer import DTYPES, Positions
-from kernels.method import Asked
+from kernels.names import DEVICE_NAMES, DTYPE_NAMES, Asked, Positions
 
 Sampling = Literal["sequential", "random"]
 Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "npy", "bin", "safetensors"]
@@ -96,9 +94,9 @@ class JobConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is less than {bound}")
             if value is not None and value >= 2**63:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not below 2^63")
-        if self.dtype not in DTYPES:
-            hint = did_you_mean(self.dtype, DTYPES)
-            raise ConfigError(f"--dtype {self.dtype} is not one of {', '.join(DTYPES)}{hint}")
+        if self.dtype not in DTYPE_NAMES:
+            hint = did_you_mean(self.dtype, DTYPE_NAMES)
+            raise ConfigError(f"--dtype {self.dtype} is not one of {', '.join(DTYPE_NAMES)}{hint}")
         for name in self.export:
             if name not in EXPORTS:
                 hint = did_you_mean(name, EXPORTS)

@@ -16,6 +16,7 @@ from torch import Tensor
 from kernels import combine, direct
 from kernels.errors import DeviceError
 from kernels.method import Method
+from kernels.names import DEVICE_NAMES
 from kernels.packed import PackedLayer
 from kernels.tables import BUILD_ROWS, Tables
 
@@ -26,8 +27,6 @@ CPU_SETTINGS = (
     "DNNL_MAX_CPU_ISA",
 )
 """What in the environment decides which code of MKL and oneDNN runs."""
-
-DEVICE_NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, kw_only=True)

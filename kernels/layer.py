@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from kernels.errors import LayerError
 from kernels.frequencies import inverse_frequencies
+from kernels.names import DTYPE_NAMES, Positions
 from kernels.positions import sinusoidal
 from kernels.rotary import Rotary, rotary_of
 
 Norm = Literal["none", "layernorm", "rmsnorm"]
-Positions = Literal["sinusoidal", "learned", "rope", "none"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True, kw_only=True)

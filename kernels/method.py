@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 
 from kernels.errors import MethodError
+from kernels.names import Asked
 from kernels.tables import LEAST_WIDTH, NORMED_SUMS
-
-Asked = Literal["auto", "direct", "tables"]
 
 # Tokens for each row to build from which tables are taken. A row is built in float64, which costs
 # as much as 2 tokens of direct on a CPU, and combining is not free: tables break even at 2 tokens a

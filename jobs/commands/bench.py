@@ -7,14 +7,12 @@ from typing import Any
 import click
 from click import argument, option
 
-from jobs.bench import BenchConfig, BenchResult, bench
-from jobs.commands import show
 from jobs.commands.logs import reporting
 from jobs.commands.options import device_option, examples, output_options, verbose_option
 from jobs.commands.results import print_json, stdout
 from jobs.commands.types import COUNT, Choice, SafePath
-from jobs.endtoend import EndToEnd, end_to_end
-from kernels.layer import DTYPES
+from jobs.loading import loading
+from kernels.names import DTYPE_NAMES
 
 
 @click.command(
@@ -47,7 +45,7 @@ from kernels.layer import DTYPES
 @option("--tokens", type=COUNT, default=65536, show_default=True, help="Tokens in a round.")
 @option(
     "--dtype",
-    type=Choice(list(DTYPES)),
+    type=Choice(DTYPE_NAMES),
     default="float32",
     show_default=True,
     help="Of the layer and of q, k and v.",
@@ -83,7 +81,12 @@ def bench_command(
     With CORPUS the token ids are real and a whole job is timed stage by stage; without, ids follow
     Zipf's law.
     """
-    results: list[tuple[BenchResult, EndToEnd | None]] = []
+    with loading():
+        from jobs.bench import BenchConfig, bench
+        from jobs.commands.showbench import show_bench
+        from jobs.endtoend import end_to_end
+
+    results = []
     with reporting(quiet=quiet, as_json=as_json, verbose=verbose) as reporter:
         for width in d_model:
             config = BenchConfig(
@@ -97,4 +100,4 @@ def bench_command(
         ])  # fmt: skip
     elif not quiet:
         for result, job in results:
-            show.show_bench(stdout(), result, job)
+            show_bench(stdout(), result, job)

@@ -1,6 +1,5 @@
 """`qkvmill inspect`: an export, one of its windows, or what its values are like."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +7,9 @@ import click
 from click import argument, option
 
 from exporters.bucket import Place
-from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
-from exporters.reading import open_export
-from jobs.choose_tokenizer import tokenizer_of_export
-from jobs.commands import showexport
 from jobs.commands.options import examples
-from jobs.commands.results import print_json, stdout
 from jobs.commands.types import PlaceOrUrl
-from jobs.errors import TokenizerError
-from jobs.inspection import Question, open_window, rows_of, stats_of, window_record
-from jobs.progress import Reporter
-from jobs.tokenizer import Tokenizer
+from jobs.loading import loading
 
 
 @click.command(
@@ -49,49 +40,8 @@ from jobs.tokenizer import Tokenizer
         help="Print the result as JSON, with all rows.")  # fmt: skip
 def inspect_command(export: Place, as_json: bool, **options: Any) -> None:
     """Show what EXPORT holds, one of its windows, or what values of its tensors are like."""
-    question = Question(**options)
-    manifest = read_manifest(export)
-    with garbled_is_damaged(export):
-        if question.stats:
-            _show_stats(export, question, as_json)
-        elif question.window is not None:
-            _show_window(export, question, as_json)
-        elif as_json:
-            print_json(asdict(manifest))
-        else:
-            showexport.show_export(stdout(), export, manifest)
+    with loading():
+        from jobs.commands.showexport import show
+        from jobs.inspection import Question
 
-
-def _show_window(export: Place, question: Question, as_json: bool) -> None:
-    windows = open_export(export)
-    index = question.window or 0
-    tensors = open_window(windows, index)
-    rows = rows_of(windows, tensors, question)
-    tokenizer = _tokenizer(export, windows.manifest, question.tokenizer)
-    record = window_record(export, windows.manifest, index, tensors, tokenizer)
-    if as_json:
-        print_json({**record, "rows": {name: asdict(shown) for name, shown in rows.items()}})
-    else:
-        showexport.show_window(stdout(), record, rows, question.head)
-
-
-def _tokenizer(export: Place, manifest: Manifest, given: str | None) -> Tokenizer | None:
-    """What shows ids as text; without one that was asked for, a line says why there is none."""
-    try:
-        return tokenizer_of_export(export, manifest.tokenizer, given)
-    except TokenizerError as error:
-        if given is not None:
-            raise
-        Reporter().note(f"texts are not shown: {error}")
-        return None
-
-
-def _show_stats(export: Place, question: Question, as_json: bool) -> None:
-    windows = open_export(export)
-    stats = stats_of(windows, question, Reporter(quiet=as_json))
-    if as_json:
-        print_json({"window": question.window, "tensors": stats})
-    else:
-        of = "all windows" if question.window is None else f"window {question.window}"
-        padded = windows.manifest.padded
-        showexport.show_stats(stdout(), f"{export}, {of}", stats, padded=padded)
+    show(export, Question(**options), as_json=as_json)

@@ -11,7 +11,7 @@ from jobs.commands.configfile import read_config
 from jobs.commands.types import Choice, PlaceOrUrl, SafePath, Size
 from jobs.config import D_MODEL, EXPORTS, HEADS, Format
 from jobs.tokenizer import ENCODINGS
-from kernels.layer import DTYPES
+from kernels.names import DTYPE_NAMES
 
 
 def examples(*commands: str) -> str:
@@ -120,7 +120,7 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
                      "projected vocabulary and positions. auto: tables where they pay."),
         option("--save-weights/--no-save-weights", default=True, show_default=True,
                      help="Store the layer beside the export; without, its hash and source."),
-        option("--dtype", type=Choice(list(DTYPES)), default="float32", show_default=True,
+        option("--dtype", type=Choice(DTYPE_NAMES), default="float32", show_default=True,
                      help="Of the layer and of the features, q, k and v."),
         option("--layout", type=Choice(["bhtd", "bthd"]), default="bhtd", show_default=True,
                      help="q, k and v as [W, H, T, Dh] or as [W, T, H, Dh]."),

@@ -7,17 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from torch import Tensor
 
 from exporters.bucket import Place
 from exporters.errors import ExportError
 from jobs.commands import show
 from jobs.errors import OutputError
-from jobs.record import Summary
+
+if TYPE_CHECKING:
+    from jobs.record import Summary
 
 PIPE_COLUMNS = 120  # of tables that go into a pipe or a file
 
@@ -31,7 +32,7 @@ def finished(out: Place) -> Iterator[None]:
         raise ExportError(f"{error}; the export at {out} is finished") from error
 
 
-def print_summary(summary: Summary, title: str, quiet: bool, as_json: bool) -> None:
+def print_summary(summary: "Summary", title: str, quiet: bool, as_json: bool) -> None:
     """What a job did, as two tables or as JSON."""
     record = asdict(summary)
     if as_json:
@@ -56,7 +57,7 @@ def print_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A value with nothing in it that JSON does not have."""
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # a tensor
         return _plain(value.tolist())
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}

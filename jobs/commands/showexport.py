@@ -1,7 +1,8 @@
-"""Tables for people: of an export, one of its windows, and what its values are like."""
+"""What `inspect` shows: an export, one of its windows, and what its values are like."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -11,16 +12,77 @@ from torch import Tensor
 
 from exporters.bucket import Place
 from exporters.contents import exported_tensors
-from exporters.manifest import Manifest
+from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
+from exporters.reading import open_export
 from exporters.space import readable
+from jobs.choose_tokenizer import tokenizer_of_export
+from jobs.commands.results import print_json, stdout
 from jobs.commands.show import show_pairs, show_title
-from jobs.inspection import Rows
+from jobs.errors import TokenizerError
+from jobs.inspection import Question, Rows, open_window, rows_of, stats_of, window_record
+from jobs.progress import Reporter
+from jobs.tokenizer import Tokenizer
 
 EDGE_ROWS = 5  # rows and columns that are shown at each end of a long table
 EDGE_COLUMNS = 3
 WIDEST = 1 << 10  # columns of a terminal, in which any line of statistics fits
 MOMENTS = ("min", "max", "mean", "std")
 SHARES = {"zeros": "zeros", "nan": "NaN", "infinite": "infinite"}  # and their headings
+
+
+def show(export: Place, question: Question, *, as_json: bool) -> None:
+    """Answer what `inspect` is asked, on standard output.
+
+    Raises:
+        ConfigError: if options do not fit the export.
+        ExportError: if it, or what is asked for, is not there or cannot be read.
+        TokenizerError: if the tokenizer that is given cannot be used, or is another.
+    """
+    manifest = read_manifest(export)
+    with garbled_is_damaged(export):
+        if question.stats:
+            _show_stats(export, question, as_json)
+        elif question.window is not None:
+            _show_window(export, question, as_json)
+        elif as_json:
+            print_json(asdict(manifest))
+        else:
+            show_export(stdout(), export, manifest)
+
+
+def _show_window(export: Place, question: Question, as_json: bool) -> None:
+    windows = open_export(export)
+    index = question.window or 0
+    tensors = open_window(windows, index)
+    rows = rows_of(windows, tensors, question)
+    tokenizer = _tokenizer(export, windows.manifest, question.tokenizer)
+    record = window_record(export, windows.manifest, index, tensors, tokenizer)
+    if as_json:
+        print_json({**record, "rows": {name: asdict(shown) for name, shown in rows.items()}})
+    else:
+        show_window(stdout(), record, rows, question.head)
+
+
+def _tokenizer(export: Place, manifest: Manifest, given: str | None) -> Tokenizer | None:
+    """What shows ids as text; without one that was asked for, a line says why there is none."""
+    try:
+        return tokenizer_of_export(export, manifest.tokenizer, given)
+    except TokenizerError as error:
+        if given is not None:
+            raise
+        Reporter().note(f"texts are not shown: {error}")
+        return None
+
+
+def _show_stats(export: Place, question: Question, as_json: bool) -> None:
+    windows = open_export(export)
+    stats = stats_of(windows, question, Reporter(quiet=as_json))
+    if as_json:
+        print_json({"window": question.window, "tensors": stats})
+    else:
+        of = "all windows" if question.window is None else f"window {question.window}"
+        padded = windows.manifest.padded
+        show_stats(stdout(), f"{export}, {of}", stats, padded=padded)
 
 
 def show_export(console: Console, root: Place, manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from exporters.errors import ExportError
 from exporters.manifest import read_manifest
 from exporters.safefile import open_regular
 from jobs.errors import ConfigError
+from jobs.loading import loading
 from jobs.progress import Reporter
 
 GENERATOR = '<meta name="generator" content="qkvmill report">'
@@ -54,7 +55,8 @@ def report(
         raise ConfigError(f"--window is given {len(windows)} times; {MOST_WINDOWS} fit a page")
     page = destination(export, out)
     try:
-        from jobs.report.make import make
+        with loading():
+            from jobs.report.make import make
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise

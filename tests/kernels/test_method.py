@@ -6,7 +6,8 @@ import torch
 
 from kernels import method
 from kernels.errors import MethodError
-from kernels.method import Asked, Method, choose_method, total_memory
+from kernels.method import Method, choose_method, total_memory
+from kernels.names import Asked
 
 CPU = torch.device("cpu")
 
