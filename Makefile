@@ -12,6 +12,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Error: Python 3.11 or newer is needed; name one with make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@echo 'Setting up .venv: a minute or more, and longer where torch has to be downloaded'
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(VENV) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch .venv/installed

@@ -13,10 +13,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from exporters.reading import Export, open_export
 from kernels.combine import combine
+
+try:
+    from transformers import AutoModelForCausalLM
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; pip install 'qkvmill[bench]' has it")
 
 
 class Looked(nn.Module):

@@ -9,9 +9,13 @@ For families whose attention is causal and caps no scores; needs transformers.
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from exporters.reading import open_export
+
+try:
+    from transformers import AutoModelForCausalLM
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; pip install 'qkvmill[bench]' has it")
 
 OTHERS = {"bert": "is not causal", "distilbert": "is not causal", "gemma2": "caps its scores",
           "roberta": "is not causal"}  # fmt: skip

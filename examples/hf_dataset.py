@@ -11,10 +11,13 @@ import hashlib
 import sys
 from collections.abc import Iterator
 
-from datasets import Dataset, Features, List, Value
-
 from exporters.reading import open_export
 from kernels.errors import QkvmillError
+
+try:
+    from datasets import Dataset, Features, List, Value
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; pip install 'qkvmill[bench]' has it")
 
 VALUES = {"input_ids": "int32", "target_ids": "int32", "document_ids": "int32", "mask": "bool"}
 

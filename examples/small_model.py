@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+
+try:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; pip install 'qkvmill[bench,hf]' has it")
 
 if len(sys.argv) != 2:
     sys.exit(__doc__)

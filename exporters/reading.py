@@ -55,6 +55,10 @@ class Export:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= {**state, "_shard": ("", None), "_sources": {}}
 
+    def __repr__(self) -> str:
+        kind = "compact" if self.manifest.compact else "full"
+        return f"<{kind} export {self.root}: {len(self)} windows of {', '.join(self._plans)}>"
+
     def __len__(self) -> int:
         count: int = self.manifest.windows["count"]
         return count

@@ -7,12 +7,11 @@ from typing import Any
 
 from exporters.bucket import Place
 from exporters.manifest import MANIFEST, read_manifest
-from exporters.nearest import nearest
 from jobs.config import JobConfig
 from jobs.errors import ConfigError, CorpusError, TokenizerError
 from jobs.hf_tokenizer import FILE, load_file
 from jobs.inputs.folders import TOKENS
-from jobs.tokenizer import ENCODINGS, Tokenizer, encoding_of_model, load_encoding
+from jobs.tokenizer import ENCODINGS, Tokenizer, encoding_meant, load_encoding
 
 DEFAULT = "cl100k_base"
 
@@ -67,7 +66,7 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
         return load_encoding(place)
     if place and os.path.lexists(place):
         return load_file(Path(place))
-    near = encoding_of_model(str(place)) or nearest(os.path.basename(place), ENCODINGS)
+    near = encoding_meant(str(place)) or encoding_meant(os.path.basename(place))
     hint = f"did you mean {near}?" if near else f"choose one of {', '.join(ENCODINGS)}"
     raise ConfigError(
         f"--tokenizer {str(place)!r} is not known, nor is it a model's folder or a {FILE} on this "

@@ -18,7 +18,7 @@ from jobs.compute import buffer_bytes
 from jobs.config import JobConfig
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate, needs_no_sample
-from jobs.inputs.files import Corpus, find_files
+from jobs.inputs.files import Corpus, find_files, notes
 from jobs.layers import load_weights, model_of
 from jobs.layershape import layer_shape
 from jobs.outputs import Sizes, check_shards, shard_tensors, sizes, windows_per_shard
@@ -106,6 +106,8 @@ def plan(config: JobConfig, reporter: Reporter, *, exact: bool = False) -> Plan:
         config.corpus, out=config.local_out, format=config.format,
         skip_empty=config.bad_records == "skip",
     )  # fmt: skip
+    for line in notes(corpus):
+        reporter.note(line)
     check_apart(config, corpus)
     tokenizer = tokenizer_of(config)
     check_exported(config.corpus, tokenizer)

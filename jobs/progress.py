@@ -114,18 +114,19 @@ class Reporter:
         """Show a stage until it ends, and then what it came to."""
         if self.quiet:
             yield
-        elif self.console.is_terminal:
+            return
+        if self.console.is_terminal:
             with self._bar(stage):
                 yield
         else:
             with _every(LINE_SECONDS, lambda: self.note(f"{stage.name}: {stage.text()}")):
                 yield
-            self.note(f"{stage.name}: {stage.last_text()}")
+        self.note(f"{stage.name}: {stage.last_text()}")
 
     @contextmanager
     def _bar(self, stage: Stage) -> Iterator[None]:
+        """A bar that goes when the stage ends."""
         spinner = Spinner("dots")
-        text = stage.text
 
         def frame() -> Table:
             row = Table.grid(padding=(0, 1), expand=True)
@@ -133,13 +134,16 @@ class Reporter:
                 row.add_column(width=width)
             row.add_column(ratio=1)
             bar = ProgressBar(stage.total, stage.reached, BAR_WIDTH, pulse=stage.total is None)
-            row.add_row(spinner, Text(stage.name), bar, Text(text()))
+            row.add_row(spinner, Text(stage.name), bar, Text(stage.text()))
             return row
 
-        with Live(get_renderable=frame, console=self.console, auto_refresh=False) as live:
-            with _every(FRAME_SECONDS, live.refresh):
-                yield
-            text = stage.last_text
+        with (
+            Live(
+                get_renderable=frame, console=self.console, auto_refresh=False, transient=True
+            ) as live,
+            _every(FRAME_SECONDS, live.refresh),
+        ):
+            yield
 
 
 @contextmanager

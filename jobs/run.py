@@ -21,7 +21,7 @@ from jobs.config import JobConfig
 from jobs.engine import engine_of
 from jobs.errors import ConfigError, CorpusError
 from jobs.fingerprint import fingerprint
-from jobs.inputs.files import find_files
+from jobs.inputs.files import find_files, notes
 from jobs.inputs.spool import spool
 from jobs.layers import check_ids, load_weights, make_layer, model_of
 from jobs.layershape import LayerShape, layer_shape
@@ -57,6 +57,8 @@ def run(config: JobConfig, reporter: Reporter) -> Summary:
         config.corpus, out=config.local_out, format=config.format,
         skip_empty=config.bad_records == "skip",
     )  # fmt: skip
+    for line in notes(corpus):
+        reporter.note(line)
     check_apart(config, corpus)
     tokenizer = tokenizer_of(config)
     check_exported(config.corpus, tokenizer)

@@ -20,9 +20,10 @@ from typing import Any, Literal, cast
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
-from tiktoken.model import encoding_name_for_model
+from tiktoken.model import MODEL_TO_ENCODING, encoding_name_for_model
 from tiktoken_ext import openai_public
 
+from exporters.nearest import nearest
 from jobs.errors import TokenizerError
 
 
@@ -100,12 +101,14 @@ def load_encoding(name: str) -> Tokenizer:
     )
 
 
-def encoding_of_model(model: str) -> str | None:
-    """The encoding that tiktoken names for a model such as gpt-4o; None where it knows none."""
+def encoding_meant(name: str) -> str | None:
+    """The encoding whose name, or that of a model such as gpt-4o, is most like a name; or None."""
     try:
-        return encoding_name_for_model(model)
+        return encoding_name_for_model(name)
     except KeyError:
-        return None
+        names = {encoding: encoding for encoding in ENCODINGS} | MODEL_TO_ENCODING
+        near = nearest(name, names)
+        return None if near is None else names[near]
 
 
 def tiktoken_encoding(name: str) -> tuple[tiktoken.Encoding, str]:

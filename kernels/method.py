@@ -75,7 +75,7 @@ def choose_method(
     if tokens < PAYS_FROM * rows:
         return Method("direct", f"{counts} that tables need, and they pay from {PAYS_FROM} times")
     return Method(
-        "tables", f"{counts} to build, {table_bytes / 1e6:.1f} MB; they pay from {PAYS_FROM}"
+        "tables", f"{counts} to build, {table_bytes / 1e6:.1f} MB; they pay from {PAYS_FROM} times"
     )
 
 

@@ -16,6 +16,8 @@ if not torch.cuda.is_available():
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.environ.pop("COLUMNS", None)  # in which xdist tells its processes how wide its own terminal is
+
 from tests.helpers import small_export
 
 LONGEST = (

@@ -615,10 +615,10 @@ EXPORTS: list[Case] = [
                       "compute.method_reason", "corpus.files", "expand", "files")
     ],
     ("tokenizer-unknown", lambda p: [
-        "inspect", manifest(full(p), "tokenizer.name", "gpt9"), "--window", 0
+        "report", manifest(full(p), "tokenizer.name", "gpt9")
     ], 1, "the tokenizer 'gpt9', which is not known"),
     ("tokenizer-other", lambda p: [
-        "inspect", manifest(full(p), "tokenizer.name", "gpt2"), "--window", 0
+        "report", manifest(full(p), "tokenizer.name", "gpt2")
     ], 1, "another vocabulary under the name gpt2"),
     ("window-beyond", lambda p: ["inspect", full(p), "--window", 10**9], 1, "--window 1000000000"),
     ("window-negative", lambda p: ["inspect", full(p), "--window", -1], 1, "--window -1"),

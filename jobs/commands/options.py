@@ -6,6 +6,7 @@ from typing import get_args
 
 import click
 from click import argument, option
+from click.shell_completion import CompletionItem
 
 from jobs.commands.configfile import read_config
 from jobs.commands.types import Choice, PlaceOrUrl, SafePath, Size
@@ -28,6 +29,14 @@ device_option = option("--device", metavar="[auto|cpu|cuda|cuda:N]", default="au
                        show_default=True, help="Where to compute.")  # fmt: skip
 
 
+def _tokenizers(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The encodings that begin so; else the shell is told to look for files."""
+    named = [CompletionItem(name) for name in ENCODINGS if name.startswith(incomplete)]
+    return named or [CompletionItem(incomplete, type="file")]
+
+
 def job_options(command: Callable[..., None], *, needed: bool = True) -> Callable[..., None]:
     """The options that `run` and `plan` share, in the order in which help shows them.
 
@@ -42,7 +51,8 @@ def job_options(command: Callable[..., None], *, needed: bool = True) -> Callabl
         scratch_option,
         option("--config", type=path, is_eager=True, expose_value=False, callback=read_config,
                      help="TOML file with any of these options by name; flags win over it."),
-        option("--tokenizer", show_default="the folder that --weights names, else cl100k_base",
+        option("--tokenizer", shell_complete=_tokenizers,
+                     show_default="the folder that --weights names, else cl100k_base",
                      help=f"One of {', '.join(ENCODINGS)}; or the folder of a model or its "
                      "tokenizer.json."),
         option("--separator", type=Choice(["eot", "none"]), default="eot", show_default=True,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -33,14 +34,18 @@ def finished(out: Place) -> Iterator[None]:
 
 
 def print_summary(summary: "Summary", title: str, quiet: bool, as_json: bool) -> None:
-    """What a job did, as two tables or as JSON."""
+    """What a job did, as two tables or as JSON; counts of nothing share a line for people."""
     record = asdict(summary)
     if as_json:
         print_json(record)
     elif not quiet:
         del record["seconds"], record["stages"]  # which the table shows
-        show.show_pairs(stdout(), title, record)
-        show.show_stages(stdout(), summary.stages)
+        shown = {name: value for name, value in record.items() if value not in (0, None)}
+        if nothing := [name.replace("_", " ") for name, value in record.items() if value == 0]:
+            shown["none_of"] = ", ".join(nothing)
+        show.show_pairs(stdout(), title, shown)
+        if summary.seconds:
+            show.show_stages(stdout(), summary.stages)
 
 
 def print_json(value: Any) -> None:
@@ -69,6 +74,9 @@ def _plain(value: Any) -> Any:
 
 
 def stdout() -> Console:
-    """Where tables are printed, as wide as the terminal."""
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    return Console(file=sys.stdout, highlight=False, width=width)
+    """Where tables are printed, as wide as the terminal, or in a pipe or a file as COLUMNS says."""
+    if sys.stdout.isatty():
+        return Console(file=sys.stdout, highlight=False)
+    said = os.environ.get("COLUMNS", "")
+    columns = int(said) if re.fullmatch("[0-9]{1,4}", said) else 0
+    return Console(file=sys.stdout, highlight=False, width=columns or PIPE_COLUMNS)

@@ -54,7 +54,11 @@ def verify_command(
     if problems:
         shown = "; ".join(problems[:10])
         more = len(problems) - 10
-        raise ExportError(f"{export}: {shown}" + (f"; and {more} more" if more > 0 else ""))
+        raise ExportError(
+            f"{export}: {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+            + "; the command that made it makes it anew with --overwrite"
+        )
     if not quiet and not as_json:
         sized = readable(findings.bytes)
         shown = printable(str(export))

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from exporters.errors import ExportError
 from exporters.filesystems import is_url
 from exporters.safefile import open_regular
 from jobs.errors import CorpusError
-from jobs.inputs.folders import chosen, files_below
+from jobs.inputs.folders import Chosen, Parts, chosen, files_below
 from jobs.inputs.globs import fixed_part, is_pattern, matches
 from jobs.inputs.kinds import READ, Kind, kind_of
 from jobs.inputs.locations import STDIN, shown
 from jobs.inputs.remote import RemoteFile, find_remote, local_path
 
 LIST = "@"
+EXPORT_LEFT_OUT = "an export; name it itself to read its tokens"
+NAMED = 5  # files and exports that a note names
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Corpus:
 
     files: tuple[InputFile, ...]
     skipped_files: int
+    skipped: tuple[str, ...] = ()  # what these are, an export as a whole
+    exports: tuple[str, ...] = ()  # exports in folders or patterns whose token streams are read
 
     @property
     def bytes(self) -> int:
@@ -81,11 +85,15 @@ def find_files(
     apart = out.stat() if out is not None and out.is_dir() else None
     search = _Search(format, apart)
     files: list[InputFile] = []
-    skipped = 0
+    skipped: list[str] = []
+    exports: list[str] = []
+    skipped_files = 0
     for path in _listed(paths):
         found = _find(path, search)
         files += found.files
-        skipped += found.skipped_files
+        skipped_files += found.skipped_files
+        skipped += found.skipped
+        exports += found.exports
         if path == STDIN and sum(file.location == STDIN for file in files) > 1:
             raise CorpusError("standard input (-) is given twice, and can be read only once")
     empty = [file for file in files if file.bytes == 0]
@@ -96,7 +104,28 @@ def find_files(
         )
     if len(empty) == len(files):
         raise CorpusError(f"all {len(files)} files of the corpus are empty; give files with text")
-    return Corpus(tuple(file for file in files if file.bytes != 0), skipped + len(empty))
+    return Corpus(
+        files=tuple(file for file in files if file.bytes != 0),
+        skipped_files=skipped_files + len(empty),
+        skipped=(*skipped, *(f"{shown(file.location)} (empty)" for file in empty)),
+        exports=tuple(exports),
+    )
+
+
+def notes(corpus: Corpus) -> list[str]:
+    """What somebody should know of the files that were found, a line each."""
+    lines = []
+    if corpus.exports:
+        lines.append(f"reading the token streams of exports: {_first(corpus.exports)}")
+    if corpus.skipped_files:
+        named = f", such as {_first(corpus.skipped)}" if corpus.skipped else ""
+        lines.append(f"files that are not read: {corpus.skipped_files:,}{named}")
+    return lines
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]).replace("\n", "\\n") + more
 
 
 def version_of(status: os.stat_result) -> str:
@@ -155,43 +184,73 @@ def _find(path: str, search: _Search) -> Corpus:
 def _find_below(folder: Path, search: _Search) -> Corpus:
     names = files_below(folder, search.apart)
     taken = chosen(names, search.format)
-    if not taken:
+    if not taken.read:
         raise CorpusError(f"{folder} holds no file of a kind that is read ({READ})")
-    files = [_local_file(Path(folder, *parts), "/".join(parts), search.format) for parts in taken]
-    return Corpus(tuple(files), len(names) - len(taken))
+    return _local(folder, taken, len(names), search, named=())
 
 
 def _find_matching(pattern: str, search: _Search) -> Corpus:
     """The files that match a pattern, and those below the folders that do."""
     root = fixed_part(Path(pattern))
-    found = [path.relative_to(root) for path in matches(Path(pattern), search.apart)]
-    files: list[InputFile] = []
-    skipped = 0
-    for path in found:
+    found: list[Corpus] = []
+    for path in (path.relative_to(root) for path in matches(Path(pattern), search.apart)):
         if os.path.isdir(root / path):
             names = [(*path.parts, *parts) for parts in files_below(root / path, search.apart)]
         else:
             names = [path.parts]
-        taken = chosen(names, search.format)
-        files += [
-            _local_file(Path(root, *parts), "/".join(parts), search.format) for parts in taken
-        ]
-        skipped += len(names) - len(taken)
-    if not files:
-        held = f"{skipped} files, none" if skipped else "no file"
+        taken = chosen(names, search.format, root=path.parts)
+        found.append(_local(root, taken, len(names), search))
+    corpus = Corpus(
+        files=tuple(file for each in found for file in each.files),
+        skipped_files=sum(each.skipped_files for each in found),
+        skipped=tuple(name for each in found for name in each.skipped),
+        exports=tuple(name for each in found for name in each.exports),
+    )
+    if not corpus.files:
+        held = f"{corpus.skipped_files} files, none" if corpus.skipped_files else "no file"
         raise CorpusError(f"{pattern} matches {held} of a kind that is read ({READ})")
-    return Corpus(tuple(files), skipped)
+    return corpus
+
+
+def _local(
+    root: Path, taken: Chosen, count: int, search: _Search, named: Parts | None = None
+) -> Corpus:
+    """The files of a folder, of which there are `count`; an export that was named is no news."""
+
+    def place(parts: Parts) -> str:
+        return shown(str(Path(root, *parts)))
+
+    return Corpus(
+        files=tuple(
+            _local_file(Path(root, *parts), "/".join(parts), search.format) for parts in taken.read
+        ),
+        skipped_files=count - len(taken.read),
+        skipped=_skipped(taken, place),
+        exports=tuple(place(parts) for parts in taken.exports if parts != named),
+    )
+
+
+def _skipped(taken: Chosen, place: Callable[[Parts], str]) -> tuple[str, ...]:
+    """The places of what is not read, an export as a whole."""
+    exports = (f"{place(parts)} ({EXPORT_LEFT_OUT})" for parts in taken.left_out)
+    return (*exports, *map(place, taken.others))
 
 
 def _find_remote(url: str, search: _Search) -> Corpus:
     listing = find_remote(url)
     if listing.one:
         return Corpus(tuple(_remote_file(file, search.format) for file in listing.files), 0)
-    taken = set(chosen((file.parts for file in listing.files), search.format))
-    files = [_remote_file(file, search.format) for file in listing.files if file.parts in taken]
+    taken = chosen((file.parts for file in listing.files), search.format)
+    read = set(taken.read)
+    files = [_remote_file(file, search.format) for file in listing.files if file.parts in read]
     if not files:
         raise CorpusError(f"{shown(url)} holds no file of a kind that is read ({READ})")
-    return Corpus(tuple(files), len(listing.files) - len(files))
+    return Corpus(
+        files=tuple(files),
+        skipped_files=len(listing.files) - len(files),
+        skipped=_skipped(taken, "/".join),
+        exports=tuple("/".join(parts) for parts in taken.exports if parts),
+    )
 
 
 def _local_file(path: Path, name: str, given: str | None) -> InputFile:

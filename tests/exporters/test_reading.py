@@ -144,6 +144,13 @@ def test_a_compact_export_that_lacks_a_file_is_an_error_with_its_name(
         open_export(compact)[0]
 
 
+def test_an_export_says_what_it_is(export: Path, compact: Path) -> None:
+    windows = open_export(export)
+    assert repr(windows).startswith(f"<full export {export}: {len(windows)} windows of window_")
+    assert repr(windows).endswith("x, y, q, k, v>")
+    assert repr(open_export(compact)).startswith(f"<compact export {compact}: ")
+
+
 def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no finished export"):
         open_export(tmp_path)

@@ -224,6 +224,31 @@ def test_replaced_and_skipped_are_counted_shown_and_stored(tmp_path: Path, corpu
     stored = read_manifest(out).corpus
     assert (stored["replaced_sequences"], stored["skipped_files"]) == (27, 1)
     assert "27" in result.stdout
+    named = f"files that are not read: 1, such as {corpus / 'image.png'}"
+    assert named in result.stderr
+    planned = ("plan", corpus, "--out", out, *SMALL, "--text-errors", "replace")
+    assert named in succeed(*planned).stderr
+
+
+def test_what_is_not_there_to_be_counted_shares_a_line(tmp_path: Path, corpus: Path) -> None:
+    result = succeed("run", corpus, "--out", tmp_path / "out", "--export", "tokens", *SMALL[2:4])
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith(" none of "))
+    assert line.split("none of")[1].strip() == (
+        "padded windows, padded places, short documents, skipped files, replaced sequences, "
+        "bad records"
+    )
+    for name in ("device", "kernel", "method"):
+        assert f"\n {name} " not in result.stdout
+
+
+def test_exports_beside_the_texts_that_they_were_made_of_are_no_corpus(
+    tmp_path: Path, corpus: Path
+) -> None:
+    first, second = corpus / "first", corpus / "second"
+    succeed("run", corpus, "--out", first, *SMALL)
+    result = succeed("run", corpus, "--out", second, *SMALL)
+    assert f"{first} (an export; name it itself to read its tokens)" in result.stderr
+    assert read_manifest(second).tokens == read_manifest(first).tokens
 
 
 def test_the_choice_of_device_and_kernel_is_shown_and_stored(tmp_path: Path, corpus: Path) -> None:

@@ -256,6 +256,8 @@ def test_safe_places_are_found_however_far_back() -> None:
     [
         ("cl100k", "did you mean cl100k_base?"),
         ("o200k-base", "did you mean o200k_base?"),
+        ("gpt4", "did you mean cl100k_base?"),
+        ("gpt-4o-2025", "did you mean o200k_base?"),
         ("nonsense", "choose one of gpt2"),
         ("../cl100k_base", "did you mean cl100k_base?"),
     ],

@@ -67,8 +67,10 @@ def test_help_shows_the_examples_a_line_each() -> None:
         ("bash", "qkvmill run --dty", "2", ["plain,--dtype"]),
         ("zsh", "qkvmill run --layout b", "3", ["plain", "bhtd", "_", "plain", "bthd", "_"]),
         ("fish", "qkvmill run --out out --seed", "--see", ["plain,--seed\tSeed of the"]),
+        ("bash", "qkvmill run --tokenizer o2", "3", ["plain,o200k_base", "plain,o200k_harmony"]),
+        ("bash", "qkvmill run --tokenizer models/", "3", ["file,models/"]),
     ],
-    ids=["bash", "zsh", "fish"],
+    ids=["bash", "zsh", "fish", "tokenizers", "folders-of-tokenizers"],
 )
 def test_shells_are_given_options_and_choices(
     shell: str, words: str, word: str, answers: list[str], monkeypatch: pytest.MonkeyPatch,

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from jobs.errors import CorpusError
-from jobs.inputs.files import Corpus, find_files
+from jobs.inputs.files import Corpus, find_files, notes
 from tests.helpers import write_corpus
 
 
@@ -96,10 +96,53 @@ def test_of_an_export_the_token_stream_is_taken(tmp_path: Path) -> None:
     assert (names(own), own.skipped_files) == (expected, 5)
     assert {file.format for file in own.files} == {"safetensors"}
     above = find_files([str(write(tmp_path, ["a.json", "tokens.safetensors", "w.safetensors"]))])
-    nested = [f"export/{name}" for name in expected]
-    assert names(above) == ["a.json", *nested, "tokens.safetensors"]
-    assert above.skipped_files == 6
+    assert names(above) == ["a.json", "tokens.safetensors"]
+    assert above.skipped_files == 8
     assert names(find_files([str(tmp_path / "export")], format="safetensors")) == expected
+
+
+def test_exports_among_other_files_are_left_out_and_told(tmp_path: Path) -> None:
+    write(tmp_path / "corpus", ["a.txt", "deep/b.txt", "notes.rst"])
+    write(tmp_path / "corpus/out", ["manifest.json", "tokens/tokens-00001.safetensors"])
+    write(tmp_path / "corpus/deep/cut", ["tokens/tokens-00001.safetensors"])  # an unfinished one
+    folder = tmp_path / "corpus"
+    corpus = find_files([str(folder)])
+    assert names(corpus) == ["a.txt", "deep/b.txt"]
+    assert (corpus.skipped_files, corpus.exports) == (4, ())
+    export = "(an export; name it itself to read its tokens)"
+    assert notes(corpus) == [
+        f"files that are not read: 4, such as {folder}/deep/cut {export}, {folder}/out {export}, "
+        f"{folder}/notes.rst"
+    ]
+    named = find_files([str(folder), str(folder / "out")])
+    assert names(named) == ["a.txt", "deep/b.txt", "tokens/tokens-00001.safetensors"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*"], ids=["folder", "pattern"])
+def test_exports_alone_are_read_and_told(tmp_path: Path, pattern: str) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / name, ["manifest.json", "run.json", "tokens/tokens-00001.safetensors"])
+    corpus = find_files([f"{tmp_path}{pattern}"])
+    assert names(corpus) == [f"{name}/tokens/tokens-00001.safetensors" for name in ("one", "two")]
+    assert notes(corpus) == [
+        f"reading the token streams of exports: {tmp_path}/one, {tmp_path}/two",
+        "files that are not read: 4",
+    ]
+
+
+def test_notes_name_the_first_and_count_the_rest(tmp_path: Path) -> None:
+    write(tmp_path, ["a.txt", *(f"{number}.png" for number in range(7)), "new\nline.png"])
+    (tmp_path / "empty.txt").touch()
+    corpus = find_files([str(tmp_path)], skip_empty=True)
+    first = ", ".join(f"{tmp_path}/{number}.png" for number in range(5))
+    assert notes(corpus) == [f"files that are not read: 9, such as {first} and 4 more"]
+    (tmp_path / "a.png").mkdir()
+    for number in range(7):
+        (tmp_path / f"{number}.png").unlink()
+    assert notes(find_files([str(tmp_path)], skip_empty=True)) == [
+        f"files that are not read: 2, such as {tmp_path}/new\\nline.png, "
+        f"{tmp_path}/empty.txt (empty)"
+    ]
 
 
 def test_the_folder_of_the_export_is_no_part_of_the_corpus(tmp_path: Path) -> None:
