@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -24,8 +23,8 @@ try:
         sys.exit(f"{export} has no shards of q, k, v; expand it, or run with --export qkv")
     shards = [file["name"] for file in manifest["files"] if file["kind"] == "windows"]
     shard = load_file(export / shards[0])
-except (OSError, ValueError, SafetensorError) as error:
-    sys.exit(f"{export} is not a whole export: {error}")
+except Exception as error:  # whatever a damaged file leads to
+    sys.exit(f"{export} is not a whole export: {type(error).__name__}: {error}")
 
 q, k, v = (shard[name][:1] for name in "qkv")  # [1, H, T, Dh], and [1, Hk, T, Dh] twice
 if job["layout"] == "bthd":

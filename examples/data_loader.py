@@ -46,4 +46,4 @@ if __name__ == "__main__":  # which spawned workers need
     try:
         main(sys.argv[1])
     except QkvmillError as error:
-        sys.exit(str(error))
+        sys.exit(str(error).splitlines()[-1])  # of a worker's, its traceback stands above that

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -90,26 +89,37 @@ def normalised(t: Tensors, eps: float, row: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def compare(manifest: Manifest, t: Tensors, full: Path) -> None:
-    """Hold every window of the first shard of a full export against what is computed here."""
-    layout = json.loads((full / "manifest.json").read_text("utf-8"))["job"]["layout"]
-    shard = load_file(min((full / "shards").iterdir()))
-    for i in range(len(shard["q"])):
+def load_full(root: Path) -> Tensors:
+    """q, k, v of the first shard of a full export, each as [W, heads, T, Dh]."""
+    layout = json.loads((root / "manifest.json").read_text("utf-8"))["job"]["layout"]
+    shard = load_file(min((root / "shards").iterdir()))
+    return {
+        name: shard[name].transpose(1, 2) if layout == "bthd" else shard[name] for name in "qkv"
+    }
+
+
+def compare(manifest: Manifest, t: Tensors, full: Tensors, root: Path) -> None:
+    """Hold every window of the shard of the full export at root against what is computed here."""
+    for i in range(len(full["q"])):
         for name, ours in zip("qkv", qkv(manifest, t, i), strict=True):
-            theirs = shard[name][i].transpose(0, 1) if layout == "bthd" else shard[name][i]
+            theirs = full[name][i]
             if not torch.equal(ours, theirs):
                 difference = float((ours.float() - theirs.float()).abs().max())
-                sys.exit(f"window {i}: {name} differs from {full} by up to {difference:.3g}")
-    print(f"q, k and v of {len(shard['q'])} windows have the same bits as in {full}")
+                sys.exit(f"window {i}: {name} differs from {root} by up to {difference:.3g}")
+    print(f"q, k and v of {len(full['q'])} windows have the same bits as in {root}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
+    root = Path(sys.argv[1])
     try:
-        export = load(Path(sys.argv[1]))
-        print("q, k and v of window 0:", *(list(tensor.shape) for tensor in qkv(*export, 0)))
+        export = load(root)
         if len(sys.argv) == 3:
-            compare(*export, Path(sys.argv[2]))
-    except (OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"{' or '.join(sys.argv[1:])} is not a whole export: {error}")
+            root = Path(sys.argv[2])
+            full = load_full(root)
+    except Exception as error:  # whatever a damaged file leads to
+        sys.exit(f"{root} is not a whole export: {type(error).__name__}: {error}")
+    print("q, k and v of window 0:", *(list(tensor.shape) for tensor in qkv(*export, 0)))
+    if len(sys.argv) == 3:
+        compare(*export, full, root)

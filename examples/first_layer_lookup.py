@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from exporters.reading import Export, open_export
 from kernels.combine import combine
+from kernels.errors import QkvmillError
 
 try:
     from transformers import AutoModelForCausalLM
@@ -66,8 +67,11 @@ def look_up(model: nn.Module, export: Export) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    windows = open_export(sys.argv[2])
-    ids = windows[0]["input_ids"][None].long()
+    try:
+        windows = open_export(sys.argv[2])
+        ids = windows[0]["input_ids"][None].long()
+    except QkvmillError as error:
+        sys.exit(str(error))
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     with torch.no_grad():
         multiplied = model(ids).logits

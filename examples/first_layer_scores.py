@@ -11,6 +11,7 @@ import sys
 import torch
 
 from exporters.reading import open_export
+from kernels.errors import QkvmillError
 
 try:
     from transformers import AutoModelForCausalLM
@@ -22,13 +23,16 @@ OTHERS = {"bert": "is not causal", "distilbert": "is not causal", "gemma2": "cap
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
-export = open_export(sys.argv[2])
+try:
+    export = open_export(sys.argv[2])
+    window = export[0]
+except QkvmillError as error:
+    sys.exit(str(error))
 layer = export.manifest.layer
 if layer is None or layer["family"] is None:
     sys.exit(f"{sys.argv[2]} was not made with a model's folder")
 if layer["family"] in OTHERS:
     sys.exit(f"the attention of {layer['family']} {OTHERS[layer['family']]}")
-window = export[0]
 q, k = window["q"], window["k"]  # [H, T, Dh] and [Hk, T, Dh]
 if export.manifest.job["layout"] == "bthd":
     q, k = q.transpose(0, 1), k.transpose(0, 1)

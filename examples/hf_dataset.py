@@ -16,6 +16,7 @@ from kernels.errors import QkvmillError
 
 try:
     from datasets import Dataset, Features, List, Value
+    from datasets.exceptions import DatasetGenerationError
 except ModuleNotFoundError as error:
     sys.exit(f"{error}; pip install 'qkvmill[bench]' has it")
 
@@ -38,7 +39,10 @@ def main(path: str, folder: str) -> None:
     names = [name for name in VALUES if name != "mask" or manifest.padded]
     features = Features({name: List(Value(VALUES[name]), length=length) for name in names})
     sha256 = hashlib.sha256(repr(manifest).encode()).hexdigest()
-    made = Dataset.from_generator(rows, features, gen_kwargs={"path": path, "sha256": sha256})
+    try:
+        made = Dataset.from_generator(rows, features, gen_kwargs={"path": path, "sha256": sha256})
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from error
     made.save_to_disk(folder)
     batch = made.with_format("torch")[:4]["input_ids"]
     print(made)

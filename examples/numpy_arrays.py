@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 Arrays = dict[str, NDArray]
@@ -35,8 +34,8 @@ def load_shard(export: Path) -> tuple[Arrays, float | None]:
             import ml_dtypes  # noqa: F401  # tells numpy of it
         shards = [file["name"] for file in manifest["files"] if file["kind"] == "windows"]
         shard = load_file(export / shards[0])
-    except (OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"{export} is not a whole export: {error}")
+    except Exception as error:  # whatever a damaged file leads to
+        sys.exit(f"{export} is not a whole export: {type(error).__name__}: {error}")
     if job["layout"] == "bthd":
         shard |= {name: shard[name].swapaxes(1, 2) for name in "qkv"}
     return shard, manifest["layer"]["attention_scale"]

@@ -13,3 +13,7 @@ class OtherTokensError(ExportError):
 
 class WeightsError(QkvmillError):
     """A weights file cannot be used."""
+
+
+class DamageError(ExportError):
+    """A file is missing, or is not what an export holds in its place."""

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporters.bucket import Bucket, Place
-from exporters.errors import ExportError
+from exporters.errors import DamageError, ExportError
 from exporters.files import has_size, record_of_bytes, write_text
 from exporters.safefile import open_regular, own_file
 from kernels.names import DTYPE_NAMES
@@ -193,9 +193,14 @@ def read_manifest(root: Place) -> Manifest:
 
 @contextmanager
 def garbled_is_damaged(root: Place) -> Iterator[None]:
-    """Turn what a garbled manifest leads to, when its sections are used, into an ExportError."""
+    """Turn what a garbled manifest leads to, when its sections are used, into an ExportError.
+
+    Of a file that is damaged, its error says what finds all that is wrong.
+    """
     try:
         yield
+    except DamageError as error:
+        raise ExportError(f"{error}; run qkvmill verify {root}") from error
     except GARBLED as error:
         raise ExportError(f"{root / MANIFEST} is damaged: {error!r}") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exporters.bucket import Bucket, Place, place_of
 from exporters.contents import TensorPlan, exported_tensors, starts_tensors
-from exporters.errors import ExportError
+from exporters.errors import DamageError, ExportError
 from exporters.files import FileRecord, local_copy
 from exporters.layerfile import load_layer
 from exporters.manifest import MANIFEST, FileEntry, Manifest, garbled_is_damaged, read_manifest
@@ -214,6 +214,8 @@ def open_source(root: Place, manifest: Manifest, backend: Backend) -> WindowSour
         raise ExportError(f"{root / TABLES}: {error}") from error
     layer = None
     if "features" in manifest.job["export"]:
+        for entry in manifest.of_kind("weights"):
+            _checked(root, entry)
         with local_copy(own_file(root, WEIGHTS)) as file:
             layer = load_layer(file, context_length=length)
         if layer.d_model != said.get("d_model"):
@@ -304,8 +306,6 @@ def _checked(root: Place, entry: FileEntry, plans: dict[str, TensorPlan] | None 
         header = read_header(path).tensors
     except OSError as error:
         raise _not_read(root, entry.name, error) from error
-    except ExportError as error:
-        raise ExportError(f"{error}; run qkvmill verify {root}") from error
     found = {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in header.items()}
     expected = entry.tensors
     if plans is not None:
@@ -314,14 +314,14 @@ def _checked(root: Place, entry: FileEntry, plans: dict[str, TensorPlan] | None 
             for name, plan in plans.items()
         }
     if not found == expected == entry.tensors:
-        raise ExportError(f"{path} holds other tensors than it should; run qkvmill verify {root}")
+        raise DamageError(f"{path} holds other tensors than it should")
     return path
 
 
-def _not_read(root: Place, name: str, error: Exception) -> ExportError:
-    """The error of a file of an export, with its reason and what finds all that is wrong."""
+def _not_read(root: Place, name: str, error: Exception) -> DamageError:
+    """The error of a file of an export, with its reason."""
     reason = getattr(error, "strerror", None) or error
-    return ExportError(f"{root / name} could not be read: {reason}; run qkvmill verify {root}")
+    return DamageError(f"{root / name} could not be read: {reason}")
 
 
 def token_parts(manifest: Manifest) -> list[TokenPart]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 from safetensors import safe_open
 
 from exporters.bucket import LOOK_BYTES, Bucket, Place
-from exporters.errors import ExportError
+from exporters.errors import DamageError, ExportError
 
 PlaceT = TypeVar("PlaceT", bound=Path | Bucket)
 
@@ -121,10 +121,10 @@ def header_of(path: Place | str, file: BinaryIO, size: int) -> Header:
         raise ExportError(f"{path} only stands for a file of git-lfs; fetch it with git lfs pull")
     file.seek(8)
     if len(start) < 8:
-        raise ExportError(f"{path} is not a safetensors file: it has {len(start)} bytes")
+        raise DamageError(f"{path} is not a safetensors file: it has {len(start)} bytes")
     length = struct.unpack("<Q", start)[0]
     if length > min(size - 8, MAX_HEADER_BYTES):
-        raise ExportError(
+        raise DamageError(
             f"{path} is not a safetensors file: its first 8 bytes announce a header of "
             f"{length} bytes, beyond the file's end or the limit of {MAX_HEADER_BYTES}"
         )
@@ -136,7 +136,7 @@ def header_of(path: Place | str, file: BinaryIO, size: int) -> Header:
         metadata = _metadata(declared.pop("__metadata__", {}))
         tensors = _tensors(declared, 8 + length, size)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path} has a damaged safetensors header: {error}") from error
+        raise DamageError(f"{path} has a damaged safetensors header: {error}") from error
     return Header(tensors, metadata)
 
 

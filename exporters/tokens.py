@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exporters.bucket import Bucket, Place
-from exporters.errors import ExportError, OtherTokensError
+from exporters.errors import DamageError, ExportError, OtherTokensError
 from exporters.files import FileRecord
 from exporters.safefile import TensorEntry, read_header
 from exporters.shards import write_tensors
@@ -260,7 +260,7 @@ class TokenStream:
         except KeyError as error:
             raise ExportError(f"{path} has no tensor {error}") from error
         except OSError as error:
-            raise ExportError(f"{path} could not be read: {error.strerror}") from error
+            raise DamageError(f"{path} could not be read: {error.strerror}") from error
 
     def _read(self, index: int, name: str, low: int, high: int) -> NDArray[Any]:
         """The values [low, high) of a tensor of a part."""
@@ -273,7 +273,7 @@ class TokenStream:
         try:
             values: NDArray[Any] = np.fromfile(path, dtype, high - low, offset=place)
         except OSError as error:
-            raise ExportError(f"{path} could not be read: {error.strerror}") from error
+            raise DamageError(f"{path} could not be read: {error.strerror}") from error
         if len(values) != high - low:
-            raise ExportError(f"{path} is cut short")
+            raise DamageError(f"{path} is cut short")
         return values

@@ -88,11 +88,11 @@ def _goes_on(before: str, location: str) -> bool:
     return before.rpartition("/")[0] == location.rpartition("/")[0] and before < location
 
 
-def tasks(cuts: Iterator[Cut]) -> Iterator[list[Cut]]:
+def tasks(found: Iterator[Cut]) -> Iterator[list[Cut]]:
     """Segments in their order, as many together as are worth a task of their own."""
     task: list[Cut] = []
     size = 0
-    for cut in cuts:
+    for cut in found:
         task.append(cut)
         match cut.segment:
             case Ids():

@@ -8,7 +8,7 @@ from pathlib import Path
 from exporters.bucket import Bucket, Place
 from exporters.claims import claimed
 from exporters.contents import exported_tensors, window_bytes
-from exporters.errors import ExportError
+from exporters.errors import DamageError, ExportError
 from exporters.files import copy, sha256_of
 from exporters.manifest import (
     MANIFEST,
@@ -142,7 +142,7 @@ def _checked_source(
                 found.append((path, _status(path)))
                 sha256 = sha256_of(path, advance)
             except OSError as error:
-                raise ExportError(f"{path} could not be read: {error.strerror}") from error
+                raise DamageError(f"{path} could not be read: {error.strerror}") from error
             if sha256 != entry.sha256:
                 raise _damaged(path)
     opened = open_source(source, manifest, backend)
@@ -166,5 +166,5 @@ def _status(path: Place) -> object:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _damaged(path: Place) -> ExportError:
-    return ExportError(f"{path} is damaged: its bytes do not match the hash in {MANIFEST}")
+def _damaged(path: Place) -> DamageError:
+    return DamageError(f"{path} is damaged: its bytes do not match the hash in {MANIFEST}")

@@ -3,6 +3,7 @@
 import gc
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,9 +13,9 @@ def loading() -> Iterator[None]:
     """Around the first import of torch, which takes seconds.
 
     An interrupt ends the program there and then, without a traceback, unless whoever started it
-    has interrupts ignored.
+    has interrupts ignored. Only the main thread may set signals, so another one leaves them alone.
     """
-    if "torch" in sys.modules:
+    if "torch" in sys.modules or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGINT)

@@ -5,6 +5,7 @@ QkvmillError
 ├── DeviceError       kernels     a device or a kernel that is not there
 ├── MethodError       kernels     tables where they cannot be had
 ├── ExportError       exporters   an export that is damaged, unfinished or cannot be written
+│   ├── DamageError               a file that is missing, or is not what was written in its place
 │   └── OtherTokensError          tokens that are given again and are not those that were written
 ├── WeightsError      exporters   a weights file that cannot be used
 ├── ConfigError       jobs        options that contradict each other (exit status 2)

@@ -128,7 +128,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
 
 
-@pytest.mark.parametrize("spoil", [lose, cut], ids=["missing", "cut"])
+def empty(path: Path) -> None:
+    path.write_text("{}")
+
+
+@pytest.mark.parametrize("spoil", [lose, cut, empty], ids=["missing", "cut", "empty"])
 @pytest.mark.parametrize("file", ["manifest", "values"])
 @pytest.mark.parametrize("name", BY_HAND)
 def test_a_damaged_export_ends_in_a_sentence(
@@ -141,6 +145,25 @@ def test_a_damaged_export_ends_in_a_sentence(
         example(name, root)
     (line,) = str(ended.value).splitlines()
     assert line.startswith(f"{root} is not a whole export: ")
+
+
+@pytest.mark.parametrize("spoil", [lose, cut], ids=["missing", "cut"])
+@pytest.mark.parametrize(
+    ("name", "more"), [("data_loader", ()), ("attention_benchmark", (1,)), ("hf_dataset", ("to",))],
+    ids=["data_loader", "attention_benchmark", "hf_dataset"],
+)  # fmt: skip
+def test_a_damaged_shard_ends_in_a_sentence_with_what_to_do(
+    example: Run, plain: Path, name: str, more: tuple[object, ...], spoil: Callable[[Path], None],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for shard in (plain / "shards").iterdir():
+        spoil(shard)
+    with pytest.raises(SystemExit) as ended:
+        example(name, plain, *more)
+    (line,) = str(ended.value).splitlines()
+    assert str(plain / "shards") in line
+    assert line.endswith(f"run qkvmill verify {plain}")
 
 
 @pytest.mark.parametrize("name", BY_HAND)

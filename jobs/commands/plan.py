@@ -15,10 +15,9 @@ from jobs.commands.results import print_json, stdout
 from jobs.config import JobConfig
 from jobs.loading import loading
 
-NEEDED_WITHOUT = (
+ALLOWED_WITHOUT_CORPUS = (
     "corpus", "config", "weights", "context_length", "quiet", "as_json", "verbose",
 )  # fmt: skip
-"""The options that have an effect without a corpus."""
 
 
 @click.command(
@@ -76,5 +75,5 @@ def _check_needless(ctx: click.Context) -> None:
     for parameter in ctx.command.params:
         name = parameter.name or ""
         source = ctx.get_parameter_source(name)
-        if source is not ParameterSource.DEFAULT and name not in NEEDED_WITHOUT:
+        if source is not ParameterSource.DEFAULT and name not in ALLOWED_WITHOUT_CORPUS:
             raise click.UsageError(f"{parameter.opts[-1]} has no effect without CORPUS")

@@ -34,16 +34,13 @@ def finished(out: Place) -> Iterator[None]:
 
 
 def print_summary(summary: "Summary", title: str, quiet: bool, as_json: bool) -> None:
-    """What a job did, as two tables or as JSON; counts of nothing share a line for people."""
+    """What a job did, as two tables or as JSON."""
     record = asdict(summary)
     if as_json:
         print_json(record)
     elif not quiet:
         del record["seconds"], record["stages"]  # which the table shows
-        shown = {name: value for name, value in record.items() if value not in (0, None)}
-        if nothing := [name.replace("_", " ") for name, value in record.items() if value == 0]:
-            shown["none_of"] = ", ".join(nothing)
-        show.show_pairs(stdout(), title, shown)
+        show.show_pairs(stdout(), title, show.folded(record))
         if summary.seconds:
             show.show_stages(stdout(), summary.stages)
 
@@ -62,7 +59,7 @@ def print_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A value with nothing in it that JSON does not have."""
-    if hasattr(value, "tolist"):  # a tensor
+    if hasattr(value, "tolist"):  # a tensor, without the import of torch
         return _plain(value.tolist())
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}

@@ -1,6 +1,6 @@
 """Tables for people: of a summary, a plan and stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -50,6 +50,17 @@ def show_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
     console.print(table)
 
 
+def folded(pairs: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    """Names and values for show_pairs: counts of nothing share a line, and what is None has none.
+
+    Args:
+        kept: names of values that keep their lines, whatever they are.
+    """
+    shown = {k: value for k, value in pairs.items() if k in kept or value not in (0, None)}
+    nothing = [name.replace("_", " ") for name in pairs if name not in shown and pairs[name] == 0]
+    return shown | ({"none_of": ", ".join(nothing)} if nothing else {})
+
+
 def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """What a job would do, and what tables of its layer save."""
     pairs = {name: value for name, value in plan.items() if name not in PLAN_ELSEWHERE}
@@ -60,7 +71,7 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
         pairs["distinct_tokens"] = f"{plan['distinct_tokens']:,} (estimated)"
         for name in ("replaced_sequences", "bad_records", "dropped_tokens"):
             pairs[name] = "not known from a sample"
-    show_pairs(console, "plan", pairs)
+    show_pairs(console, "plan", folded(pairs, kept=("dropped_tokens", "obstacle")))
     if sampled is not None:
         console.print(
             f"estimated from {readable(sampled)} of {readable(plan['corpus_bytes'])}; "
@@ -69,7 +80,7 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
         )
     if not plan["reads"]:
         return
-    show_title(console, f"reads: {plan['scheme']}")
+    console.print(Text(f"reads: {plan['scheme']}", style="table.title"))
     table = Table(box=None)
     for heading in ("batch", "without tables", "with them", "without / with"):
         table.add_column(heading, justify="right")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -13,11 +14,11 @@ from torch import Tensor
 from exporters.bucket import Place
 from exporters.contents import exported_tensors
 from exporters.manifest import Manifest, garbled_is_damaged, read_manifest
-from exporters.reading import open_export
+from exporters.reading import Export, open_export
 from exporters.space import readable
 from jobs.choose_tokenizer import tokenizer_of_export
 from jobs.commands.results import print_json, stdout
-from jobs.commands.show import show_pairs, show_title
+from jobs.commands.show import folded, show_pairs, show_title
 from jobs.errors import TokenizerError
 from jobs.inspection import Question, Rows, open_window, rows_of, stats_of, window_record
 from jobs.progress import Reporter
@@ -63,6 +64,15 @@ def _show_window(export: Place, question: Question, as_json: bool) -> None:
         show_window(stdout(), record, rows, question.head)
 
 
+def _has_padding(windows: Export, index: int | None) -> bool:
+    """Whether places of a window, or of any, are filled up."""
+    if not windows.manifest.padded:
+        return False
+    if index is None:
+        return bool(windows.manifest.windows["padded_places"])
+    return "mask" in windows[index] and not bool(windows[index]["mask"].all())
+
+
 def _tokenizer(export: Place, manifest: Manifest, given: str | None) -> Tokenizer | None:
     """What shows ids as text; without one that was asked for, a line says why there is none."""
     try:
@@ -81,7 +91,7 @@ def _show_stats(export: Place, question: Question, as_json: bool) -> None:
         print_json({"window": question.window, "tensors": stats})
     else:
         of = "all windows" if question.window is None else f"window {question.window}"
-        padded = windows.manifest.padded
+        padded = _has_padding(windows, question.window)
         show_stats(stdout(), f"{export}, {of}", stats, padded=padded)
 
 
@@ -118,7 +128,7 @@ def show_export(console: Console, root: Place, manifest: Manifest) -> None:
         pairs["device"] = f"{compute['device']}, {compute['kernel']}: {compute['reason']}"
         if compute["method"] is not None:
             pairs["method"] = f"{compute['method']}: {compute['method_reason']}"
-    show_pairs(console, str(root), pairs)
+    show_pairs(console, str(root), folded(pairs))
 
     show_title(
         console,
@@ -126,7 +136,7 @@ def show_export(console: Console, root: Place, manifest: Manifest) -> None:
     )
     table = Table(box=None)
     for heading in ("name", "dtype", "shape, W windows"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name, plan in exported_tensors(manifest).items():
         lengths = zip(_axes(name, manifest.job["layout"]), plan.shape, strict=True)
         shape = ", ".join(["W", *(f"{axis} {length}" for axis, length in lengths)])
@@ -135,10 +145,11 @@ def show_export(console: Console, root: Place, manifest: Manifest) -> None:
 
     count = len(manifest.files)
     shown = _edges(count, EDGE_ROWS)
-    show_title(console, "files" if None not in shown else f"files, {count:,}, of which the ends")
+    some = f", the first and last {EDGE_ROWS}" if None in shown else ""
+    show_title(console, f"files: {count:,}{some}")
     table = Table(box=None)
     for heading in ("name", "size", "holds"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for index in shown:
         if index is None:
             table.add_row(*["..."] * 3)
@@ -203,8 +214,11 @@ def _title(name: str, rows: Rows, head: int | None) -> str:
 def show_rows(console: Console, title: str, rows: Tensor) -> None:
     """A matrix [T, d] as a table, its middle left out where it is long or wide."""
     show_title(console, f"{title} [{rows.shape[0]} rows x {rows.shape[1]} columns]")
-    tables = (_rows_table(rows, columns) for columns in range(EDGE_COLUMNS, 0, -1))
-    console.print(next((table for table in tables if _fits(console, table)), _rows_table(rows, 1)))
+    for edge in range(EDGE_COLUMNS, 0, -1):
+        table = _rows_table(rows, edge)
+        if _width(console, table) <= console.width:
+            break
+    _print_whole(console, table)
 
 
 def _rows_table(rows: Tensor, edge: int) -> Table:
@@ -212,7 +226,7 @@ def _rows_table(rows: Tensor, edge: int) -> Table:
     length, width = rows.shape
     table = Table(box=None)
     columns = _edges(width, edge)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
         heading = "..." if column is None else str(column)
         table.add_column(heading, justify="right", no_wrap=True)
@@ -242,11 +256,17 @@ def show_stats(
     lines = {name: _line(found) for name, found in stats.items()}
     for name, line in lines.items():
         table.add_row(name, *map(Text, line.values()))
-    if _fits(console, table):
+    if _width(console, table) <= console.width:
         console.print(table)
     else:
         for name, line in lines.items():
-            show_pairs(console, name, line)
+            show_title(console, name)
+            block = Table(show_header=False, box=None)
+            block.add_column(style="bold", no_wrap=True)
+            block.add_column(no_wrap=True)
+            for heading, value in line.items():
+                block.add_row(heading, Text(value))
+            _print_whole(console, block)
     console.print(
         "min, max, mean and std, that of the population, are of the finite values"
         + ("; padded places count too" if padded else ""),
@@ -254,10 +274,16 @@ def show_stats(
     )
 
 
-def _fits(console: Console, table: Table) -> bool:
-    """Whether a table whose columns do not wrap is shown whole."""
-    wide = console.options.update(max_width=WIDEST)
-    return console.measure(table, options=wide).maximum <= console.width
+def _width(console: Console, table: Table) -> int:
+    """The columns of a terminal that a table takes whose own columns do not wrap."""
+    return console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Print a table whose columns do not wrap; where it is too wide, the terminal breaks lines."""
+    options = console.options.update_width(max(console.width, _width(console, table)))
+    lines = console.render_lines(table, options, pad=False)
+    console.print(SegmentLines(lines, new_lines=True), crop=False, end="")
 
 
 def _line(found: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from exporters.bucket import Place
-from exporters.errors import ExportError
+from exporters.errors import DamageError
 from exporters.safefile import open_regular, read_header
 
 
@@ -15,19 +15,21 @@ def read_rows(path: Place, name: str, stretches: Iterable[tuple[int, int]]) -> T
     """The rows [low, high) of each stretch of a tensor, one below the other, in its dtype.
 
     Raises:
-        ExportError: if the file is no safetensors file or is cut short.
+        DamageError: if the file is no safetensors file, is cut short, or cannot be read.
         KeyError: if it has no such tensor.
-        OSError: if it cannot be read.
     """
-    entry = read_header(path).tensors[name]
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    row = dtype.itemsize * prod(entry.shape[1:])
     data = bytearray()
-    with open_regular(path) as file:
-        for low, high in stretches:
-            file.seek(entry.first_byte + low * row)
-            found = file.read((high - low) * row)
-            if len(found) != (high - low) * row:
-                raise ExportError(f"{path} is cut short")
-            data += found
+    try:
+        entry = read_header(path).tensors[name]
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        row = dtype.itemsize * prod(entry.shape[1:])
+        with open_regular(path) as file:
+            for low, high in stretches:
+                file.seek(entry.first_byte + low * row)
+                found = file.read((high - low) * row)
+                if len(found) != (high - low) * row:
+                    raise DamageError(f"{path} is cut short")
+                data += found
+    except OSError as error:
+        raise DamageError(f"{path} could not be read: {error.strerror}") from error
     return torch.frombuffer(data, dtype=dtype).view(-1, *entry.shape[1:])

@@ -165,6 +165,7 @@ def test_a_missing_file_is_named_and_nothing_is_left(
     result = qkvmill("expand", compact, "--out", tmp_path / "full")
     assert result.status == 1
     assert f"{name}.safetensors could not be read: No such file" in result.stderr
+    assert result.stderr.endswith(f"; run qkvmill verify {compact}\n")
     assert not (tmp_path / "full").exists()
 
 

@@ -209,15 +209,27 @@ def cut_data(path: Path) -> None:
      (cut_header, "is not a safetensors file"), (cut_data, "has a damaged safetensors header")],
     ids=["gone", "cut-header", "cut-data"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["tokens/tokens-00001", "shards/shard-00001-of-00009"])
+@pytest.mark.parametrize(
+    "name", ["tokens/tokens-00001", "shards/shard-00001-of-00009", "tables", "weights"]
+)
 def test_a_file_that_cannot_be_read_is_one_line_that_says_what_to_do(
-    export: Path, name: str, spoil: Callable[[Path], None], reason: str
+    export: Path, compact: Path, name: str, spoil: Callable[[Path], None], reason: str
 ) -> None:
-    path = export / f"{name}.safetensors"
+    root = export if "/" in name else compact
+    path = root / f"{name}.safetensors"
     spoil(path)
+    for command in (("inspect", root, "--window", 0), ("report", root)):
+        result = qkvmill(*command)
+        assert (result.status, result.stdout) == (1, "")
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith(f"Error: {path} {reason}")
+        assert line.count(str(path)) == 1
+        assert line.endswith(f"; run qkvmill verify {root}")
+        assert line.count("verify") == 1
+
+
+def test_a_pointer_of_git_lfs_is_no_damage(export: Path) -> None:
+    path = export / "shards/shard-00001-of-00009.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     result = qkvmill("inspect", export, "--window", 0)
-    assert (result.status, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"Error: {path} {reason}")
-    assert line.count(str(path)) == 1
-    assert line.endswith(f"; run qkvmill verify {export}")
+    assert result.stderr.endswith("fetch it with git lfs pull\n")

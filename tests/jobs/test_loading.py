@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,50 @@ def test_an_interrupt_while_torch_is_imported(before: str, status: int, said: st
     assert (done.returncode, done.stdout, done.stderr) == (status, said, "")
 
 
+COMMANDS = {
+    "run": ["run", "a.txt", "--out", "out"],
+    "plan": ["plan", "a.txt", "--out", "out"],
+    "verify": ["verify", "out"],
+    "expand": ["expand", "out", "--out", "full"],
+    "inspect": ["inspect", "out"],
+    "bench": ["bench"],
+}
+INTERRUPTED_IMPORT = """\
+import os, signal, sys
+from jobs.commands.main import main
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_each_command_may_be_interrupted_while_it_imports_torch(arguments: list[str]) -> None:
+    done = python(INTERRUPTED_IMPORT, *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_report_may_be_interrupted_while_it_imports_torch(export: Path) -> None:
+    done = python(INTERRUPTED_IMPORT, "report", str(export))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_another_thread_than_the_main_one_may_import_it_too() -> None:
+    code = (
+        "import sys, threading\nfrom jobs.commands.main import main\n"
+        "thread = threading.Thread(target=lambda: print(main(['verify', 'nowhere'])))\n"
+        "thread.start()\nthread.join()"
+    )
+    done = python(code)
+    assert done.stdout == "1\n"
+    assert done.stderr.startswith("Error: nowhere ")
+
+
 def test_afterwards_interrupts_and_the_collector_are_as_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -83,4 +128,5 @@ def test_afterwards_interrupts_and_the_collector_are_as_before(
         raise KeyError
     assert signal.getsignal(signal.SIGINT) is before
     assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
     gc.unfreeze()
