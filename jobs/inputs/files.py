@@ -44,7 +44,7 @@ class Corpus:
     files: tuple[InputFile, ...]
     skipped_files: int
     skipped: tuple[str, ...] = ()  # what these are, an export as a whole
-    exports: tuple[str, ...] = ()  # exports in folders or patterns whose token streams are read
+    exports: tuple[str, ...] = ()  # below what was named, whose token streams are read
 
     @property
     def bytes(self) -> int:
@@ -183,39 +183,30 @@ def _find(path: str, search: _Search) -> Corpus:
 
 def _find_below(folder: Path, search: _Search) -> Corpus:
     names = files_below(folder, search.apart)
-    taken = chosen(names, search.format)
-    if not taken.read:
+    corpus = _chosen(folder, names, search)
+    if not corpus.files:
         raise CorpusError(f"{folder} holds no file of a kind that is read ({READ})")
-    return _local(folder, taken, len(names), search, named=())
+    return corpus
 
 
 def _find_matching(pattern: str, search: _Search) -> Corpus:
-    """The files that match a pattern, and those below the folders that do."""
+    """The files that match a pattern, and those below the folders that do, each once."""
     root = fixed_part(Path(pattern))
-    found: list[Corpus] = []
-    for path in (path.relative_to(root) for path in matches(Path(pattern), search.apart)):
-        if os.path.isdir(root / path):
-            names = [(*path.parts, *parts) for parts in files_below(root / path, search.apart)]
-        else:
-            names = [path.parts]
-        taken = chosen(names, search.format, root=path.parts)
-        found.append(_local(root, taken, len(names), search))
-    corpus = Corpus(
-        files=tuple(file for each in found for file in each.files),
-        skipped_files=sum(each.skipped_files for each in found),
-        skipped=tuple(name for each in found for name in each.skipped),
-        exports=tuple(name for each in found for name in each.exports),
-    )
+    names: set[Parts] = set()
+    for path in matches(Path(pattern), search.apart):
+        own = path.relative_to(root).parts
+        below = files_below(path, search.apart) if os.path.isdir(path) else [()]
+        names.update((*own, *parts) for parts in below)
+    corpus = _chosen(root, sorted(names), search)
     if not corpus.files:
-        held = f"{corpus.skipped_files} files, none" if corpus.skipped_files else "no file"
+        held = f"{len(names)} files, none" if names else "no file"
         raise CorpusError(f"{pattern} matches {held} of a kind that is read ({READ})")
     return corpus
 
 
-def _local(
-    root: Path, taken: Chosen, count: int, search: _Search, named: Parts | None = None
-) -> Corpus:
-    """The files of a folder, of which there are `count`; an export that was named is no news."""
+def _chosen(root: Path, names: list[Parts], search: _Search) -> Corpus:
+    """Those of some files below a folder that are read."""
+    taken = chosen(names, search.format)
 
     def place(parts: Parts) -> str:
         return shown(str(Path(root, *parts)))
@@ -224,9 +215,9 @@ def _local(
         files=tuple(
             _local_file(Path(root, *parts), "/".join(parts), search.format) for parts in taken.read
         ),
-        skipped_files=count - len(taken.read),
+        skipped_files=len(names) - len(taken.read),
         skipped=_skipped(taken, place),
-        exports=tuple(place(parts) for parts in taken.exports if parts != named),
+        exports=tuple(place(parts) for parts in taken.exports if parts),
     )
 
 

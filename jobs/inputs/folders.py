@@ -72,8 +72,8 @@ class Chosen:
     left_out: list[Parts]  # exports that lie among other files
 
 
-def chosen(names: Iterable[Parts], given: str | None, root: Parts = ()) -> Chosen:
-    """Those files of the folder at `root` that are read, in the same order.
+def chosen(names: Iterable[Parts], given: str | None) -> Chosen:
+    """Those files of a folder that are read, in the same order.
 
     With a format given all are. Else those are whose suffix is known; of safetensors files only
     those called tokens*, and of an export only its token stream. An export that lies in the folder,
@@ -85,7 +85,7 @@ def chosen(names: Iterable[Parts], given: str | None, root: Parts = ()) -> Chose
     read = [parts for parts in names if _is_chosen(parts, owners[parts], given)]
     left_out = frozenset[Parts]()
     if any(owners[parts] is None for parts in read):
-        left_out = exports - {root}
+        left_out = exports - {()}
         read = [parts for parts in read if owners[parts] not in left_out]
     taken = set(read)
     return Chosen(

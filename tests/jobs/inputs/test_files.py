@@ -101,12 +101,21 @@ def test_of_an_export_the_token_stream_is_taken(tmp_path: Path) -> None:
     assert names(find_files([str(tmp_path / "export")], format="safetensors")) == expected
 
 
-def test_exports_among_other_files_are_left_out_and_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["*", "**", "**/*", "**/*/", "*/*"])
+def test_a_pattern_names_each_file_once(tmp_path: Path, pattern: str) -> None:
+    write(tmp_path, ["a/b.txt", "a/b/c.txt.gz", "a/b/d/e.txt", "a/b/d/x.png"])
+    corpus = find_files([str(tmp_path / pattern)])
+    assert names(corpus) == ["a/b/c.txt.gz", "a/b/d/e.txt", "a/b.txt"]
+    assert corpus.skipped_files == 1
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/**", "/**/*"])
+def test_exports_among_other_files_are_left_out_and_told(tmp_path: Path, pattern: str) -> None:
     write(tmp_path / "corpus", ["a.txt", "deep/b.txt", "notes.rst"])
     write(tmp_path / "corpus/out", ["manifest.json", "tokens/tokens-00001.safetensors"])
     write(tmp_path / "corpus/deep/cut", ["tokens/tokens-00001.safetensors"])  # an unfinished one
     folder = tmp_path / "corpus"
-    corpus = find_files([str(folder)])
+    corpus = find_files([f"{folder}{pattern}"])
     assert names(corpus) == ["a.txt", "deep/b.txt"]
     assert (corpus.skipped_files, corpus.exports) == (4, ())
     export = "(an export; name it itself to read its tokens)"
@@ -118,7 +127,7 @@ def test_exports_among_other_files_are_left_out_and_told(tmp_path: Path) -> None
     assert names(named) == ["a.txt", "deep/b.txt", "tokens/tokens-00001.safetensors"]
 
 
-@pytest.mark.parametrize("pattern", ["", "/*"], ids=["folder", "pattern"])
+@pytest.mark.parametrize("pattern", ["", "/*", "/**/*"])
 def test_exports_alone_are_read_and_told(tmp_path: Path, pattern: str) -> None:
     for name in ("one", "two"):
         write(tmp_path / name, ["manifest.json", "run.json", "tokens/tokens-00001.safetensors"])
