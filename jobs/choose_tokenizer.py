@@ -48,6 +48,8 @@ def resolve(config: JobConfig) -> str | Path:
             hint = f"it is an export: give its layer, {config.weights / 'weights.safetensors'}"
         elif os.path.isdir(config.weights / "snapshots"):
             hint = "it is a folder of a cache: give the one in its snapshots"
+        elif not os.path.lexists(config.weights / "config.json"):
+            hint = "nor a config.json: give the folder of a model"
         raise TokenizerError(f"--weights {config.weights} holds no {FILE}; {hint}")
     return config.weights
 

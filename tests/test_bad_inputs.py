@@ -432,7 +432,7 @@ WEIGHTS: list[Case] = [
     ("index", lambda p: weights_job(
         p, file_with(p, '{"weight_map": {"a": "../../b.safetensors"}}', "w.index.json")
     ), 1, "w.index.json is not a safetensors file"),
-    ("weights-folder", lambda p: weights_job(p, p.folder), 1, "holds no tokenizer.json"),
+    ("weights-folder", lambda p: weights_job(p, p.folder), 1, "tokenizer.json; nor a config.json"),
     ("weights-fifo", lambda p: weights_job(p, made(p, "w", os.mkfifo)), 1, "is not a regular file"),
     ("weights-device", lambda p: weights_job(p, "/dev/zero"), 1, "is not a regular file"),
     ("weights-loop", lambda p: weights_job(

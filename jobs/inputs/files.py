@@ -103,7 +103,7 @@ def find_files(
             "--bad-records skip"
         )
     if len(empty) == len(files):
-        raise CorpusError(f"all {len(files)} files of the corpus are empty; give files with text")
+        raise CorpusError(f"all files of the corpus, {len(files)}, are empty; give files with text")
     return Corpus(
         files=tuple(file for file in files if file.bytes != 0),
         skipped_files=skipped_files + len(empty),

@@ -54,7 +54,7 @@ def find_remote(url: str) -> Listing:
     """The files that a URL names: itself, those below it, or those that match it as a pattern.
 
     Hidden names (".name") below it are none. An http URL is that of a folder if it ends in "/",
-    and only "*" makes it a pattern.
+    and only "*" makes it a pattern, which matches files alone; other patterns match folders too.
 
     Raises:
         CorpusError: if it cannot be read or listed.
@@ -73,7 +73,10 @@ def _found(url: str) -> Listing:
         except FileNotFoundError:
             if not magic:
                 raise
-            return _listed(system, path, system.glob(path, detail=True))
+            infos = system.glob(path, detail=True)
+            if not web:
+                infos |= _below(system, infos)
+            return _listed(system, path, infos)
         if path.endswith("/") if web else info["type"] == "directory":
             return _listed(system, path, system.find(path, detail=True))
         name = PurePosixPath(shown(url)).name
@@ -178,6 +181,18 @@ def _filesystem(url: str) -> tuple[Any, str]:
         return filesystem(url)
     except ExportError as error:
         raise CorpusError(str(error)) from error
+
+
+def _below(system: Any, infos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What lies in the folders of a listing; of one in another, the outer one is listed."""
+    found: dict[str, dict[str, Any]] = {}
+    outer = ""
+    folders = (name.rstrip("/") for name, info in infos.items() if info["type"] == "directory")
+    for folder in sorted(folders, key=lambda name: name.split("/")):
+        if not outer or not folder.startswith(f"{outer}/"):
+            outer = folder
+            found |= system.find(folder, detail=True)
+    return found
 
 
 def _listed(system: Any, path: str, infos: dict[str, dict[str, Any]]) -> Listing:

@@ -109,6 +109,27 @@ def test_a_pattern_names_each_file_once(tmp_path: Path, pattern: str) -> None:
     assert corpus.skipped_files == 1
 
 
+@pytest.mark.parametrize("pattern", ["*", "**", "**/*", "*/*", "s*", "**/*.txt", "sub", "sub/d??p"])
+def test_a_pattern_of_a_url_matches_what_that_of_a_path_does(tmp_path: Path, pattern: str) -> None:
+    files = [
+        "a.txt",
+        "s.txt",
+        "sub/b.txt",
+        "sub/deep/c.txt",
+        "sub2/x.txt",
+        "sub/.no.txt",
+        "sub/x.c",
+    ]
+    write(tmp_path, files)
+    system, folder = fsspec.filesystem("memory"), f"/qkvmill-{tmp_path.name}"
+    for name in files:
+        system.pipe(f"{folder}/{name}", b"text")
+    here, there = (find_files([f"{root}/{pattern}"]) for root in (tmp_path, f"memory:/{folder}"))
+    system.rm(folder, recursive=True)
+    assert names(here) == names(there)
+    assert here.skipped_files == there.skipped_files
+
+
 @pytest.mark.parametrize("pattern", ["", "/*", "/**", "/**/*"])
 def test_exports_among_other_files_are_left_out_and_told(tmp_path: Path, pattern: str) -> None:
     write(tmp_path / "corpus", ["a.txt", "deep/b.txt", "notes.rst"])
@@ -274,5 +295,5 @@ def test_empty_files_are_skipped_and_counted_if_they_may_be(tmp_path: Path) -> N
     corpus = find_files([str(tmp_path)], skip_empty=True)
     assert [file.name for file in corpus.files] == ["a.txt"]
     assert corpus.skipped_files == 2
-    with pytest.raises(CorpusError, match="all 1 files of the corpus are empty"):
+    with pytest.raises(CorpusError, match="all files of the corpus, 1, are empty"):
         find_files([str(tmp_path / "b.txt")], skip_empty=True)
