@@ -18,6 +18,7 @@ from kernels.errors import QkvmillError
 
 def main(path: str) -> None:
     windows = open_export(path)
+    names = windows[0].keys()  # read here too: a damaged export is told of before workers start
     loader = DataLoader(
         windows,
         batch_size=4,
@@ -31,7 +32,7 @@ def main(path: str) -> None:
         if step == 0:
             for name, tensor in batch.items():
                 print(f"{name}: {tensor.dtype} {list(tensor.shape)}")
-        if "input_ids" in batch:
+        if "input_ids" in names:
             # A loss compares what a model makes of the one with the other.
             inputs, targets = batch["input_ids"].long(), batch["target_ids"].long()
             real = batch.get("mask", torch.ones_like(inputs, dtype=torch.bool))  # with --tail pad

@@ -684,7 +684,7 @@ EXPORTS: list[Case] = [
      "leads out"),
     ("weights-pickle", lambda p: ["open", swapped(
         compact(p), "weights.safetensors", lambda f: f.write_bytes(pickle.dumps([1]))
-    )], 1, "is a pickle"),
+    )], 1, "weights.safetensors is not a safetensors file"),
     ("tables-no-heads", lambda p: ["open", tables(compact(p), {"heads": 0, "kv_heads": 0})], 1,
      "heads are no whole numbers"),
     ("tables-half-heads", lambda p: ["open", tables(compact(p), {"heads": 1e308, "kv_heads": 1})],

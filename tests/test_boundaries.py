@@ -263,6 +263,6 @@ def test_a_padded_window_is_shown_with_what_is_real(tmp_path: Path, corpus: Path
     assert record["input_ids"] == [ids[start], *[END_OF_TEXT] * 7]
     assert (record["input_text"], record["target_text"]) == ("Hi", "<|endoftext|>")
     assert record["documents"] == [{"index": 2, "name": "c.txt"}]
-    text = succeed("inspect", out).stdout
-    for shown in ("boundaries          split", "tail                pad", "[W, T 8]"):
+    text = " ".join(succeed("inspect", out).stdout.split())
+    for shown in (" boundaries split ", " tail pad ", " [W, T 8] "):
         assert shown in text

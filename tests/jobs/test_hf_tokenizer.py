@@ -297,6 +297,9 @@ def test_the_folder_of_the_weights_is_the_default(folders: Path, tmp_path: Path)
     assert resolve(config()) == resolve(config(weights=tmp_path / "w.safetensors")) == "cl100k_base"
     assert tokenizer_of(config(weights=folder)).name == "bert_like"
     assert tokenizer_of(config(weights=folder, tokenizer="gpt2")).name == "gpt2"
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json; nor a config\.json: give the"):
+        resolve(config(weights=tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"holds no tokenizer\.json; give --tokenizer"):
         resolve(config(weights=tmp_path))
 
