@@ -101,6 +101,24 @@ def test_without_an_export_its_use_is_shown(example: Run, name: str) -> None:
         example(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "package", "extras"),
+    [("hf_dataset", "datasets", "bench"), ("small_model", "tokenizers", "bench,hf"),
+     ("first_layer_scores", "transformers", "bench"),
+     ("first_layer_lookup", "transformers", "bench")],
+    ids=["hf_dataset", "small_model", "first_layer_scores", "first_layer_lookup"],
+)  # fmt: skip
+def test_without_a_package_an_example_says_what_has_it(
+    example: Run, name: str, package: str, extras: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as ended:
+        example(name)
+    assert re.fullmatch(
+        rf".*\b{package}\b.*; pip install 'qkvmill\[{extras}\]' has it", str(ended.value)
+    )
+
+
 @pytest.mark.parametrize("name", [name for name in LOADING if name != "data_loader"])
 def test_tokens_alone_end_in_a_sentence(example: Run, tokens_only: Path, name: str) -> None:
     with pytest.raises(SystemExit) as ended:
