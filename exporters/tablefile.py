@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from exporters.bucket import Place
-from exporters.errors import DamageError
+from exporters.errors import DamageError, ExportError
 from exporters.files import FileRecord, local_copy
 from exporters.safefile import Header, open_tensors, read_header
 from exporters.shards import write_tensors
@@ -92,7 +92,7 @@ def load_tables(path: Place) -> Tables:
     except OSError as error:
         raise DamageError(f"{path} could not be read: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise DamageError(f"{path} does not hold tables: {error}") from error
+        raise ExportError(f"{path} does not hold tables: {error}") from error
     norm = None
     if "constant" in tensors:
         values = {name: tensors.get(name) for name in NORM_NAMES}

@@ -70,7 +70,8 @@ def _has_padding(windows: Export, index: int | None) -> bool:
         return False
     if index is None:
         return bool(windows.manifest.windows["padded_places"])
-    return "mask" in windows[index] and not bool(windows[index]["mask"].all())
+    mask = windows[index].get("mask")
+    return mask is not None and not bool(mask.all())
 
 
 def _tokenizer(export: Place, manifest: Manifest, given: str | None) -> Tokenizer | None:

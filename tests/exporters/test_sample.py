@@ -265,3 +265,13 @@ def test_tf32_is_held_to_the_error_of_tf32(tmp_path: Path) -> None:
     rewrite(path, lambda tensors: change_one(tensors, "q"))
     (problem,) = check(out)
     assert "window 1: q is" in problem
+
+
+def test_a_sample_of_tables_that_are_none_sends_nobody_to_verify_again(compact: Path) -> None:
+    def turn(tensors: dict[str, Tensor]) -> None:
+        tensors["token_ids"] = tensors["token_ids"].flip(0).contiguous()
+
+    rewrite(compact / "tables.safetensors", turn)
+    result = qkvmill("verify", compact, "--sample", 2)
+    assert result.status == 1
+    assert result.stderr.endswith("does not hold tables: token_ids do not ascend from 0 on\n")
