@@ -3,7 +3,7 @@
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -12,8 +12,8 @@ from typing import Any
 from exporters.bucket import Bucket, Place
 from exporters.errors import DamageError, ExportError
 from exporters.files import has_size, record_of_bytes, write_text
+from exporters.manifestchecks import SECTIONS, is_count, is_list_of, is_text
 from exporters.safefile import open_regular, own_file
-from kernels.names import DTYPE_NAMES
 
 FORMAT = "qkvmill"
 FORMAT_VERSION = 1  # docs/format.md says what raises it
@@ -21,8 +21,6 @@ MANIFEST = "manifest.json"
 HASHES = "SHA256SUMS"
 RUN = "run.json"
 MAX_MANIFEST_BYTES = 512 << 20
-
-Check = Callable[[Any], bool]
 
 GARBLED = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 """What reading JSON of the wrong shape raises."""
@@ -233,7 +231,7 @@ def _from_document(document: dict[str, Any]) -> Manifest:
     if sections["layer"] is None and sections["job"]["export"] != ["tokens"]:
         raise ValueError("layer is null, but more than tokens is exported")
     expand = document["expand"]
-    if expand is not None and not _is_list_of(_is_text)(expand):
+    if expand is not None and not is_list_of(is_text)(expand):
         raise TypeError("expand is no list of strings")
     return Manifest(
         **sections,
@@ -251,121 +249,13 @@ def file_entry(entry: Any) -> FileEntry:
     """An entry from JSON; raises one of GARBLED where it is none."""
     file = FileEntry(**entry)
     texts, counts = (file.name, file.kind, file.sha256), (file.bytes, file.first, file.count)
-    if not all(map(_is_text, texts)) or not all(map(_is_count, counts)):
+    if not all(map(is_text, texts)) or not all(map(is_count, counts)):
         raise TypeError(f"files: {reprlib.repr(entry)}")
     place = PurePosixPath(file.name)
     plain = file.name.isprintable() and str(place) == file.name and ".." not in place.parts
     if not plain or place.is_absolute() or not file.name.endswith(".safetensors"):
         raise ValueError(f"files: the name {reprlib.repr(file.name)} is not one of an export")
     for declared in file.tensors.values():
-        if not _is_text(declared["dtype"]) or not _is_list_of(_is_count)(declared["shape"]):
+        if not is_text(declared["dtype"]) or not is_list_of(is_count)(declared["shape"]):
             raise TypeError(f"files: {reprlib.repr(entry)}")
     return file
-
-
-def _is_text(value: object) -> bool:
-    """Whether value is a string that UTF-8 can write: JSON can hold halves of characters."""
-    return isinstance(value, str) and value.encode("utf-8", "replace") == value.encode(
-        "utf-8", "surrogatepass"
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _is_positive(value: object) -> bool:
-    return _is_count(value) and value != 0
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
-
-
-def _is_list_of(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _one_of(*values: str) -> Check:
-    return lambda value: value in values
-
-
-def _is_document(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        check(value[key])
-        for key, check in (
-            ("name", _is_text), ("bytes", _is_count), ("sha256", _is_text), ("tokens", _is_count),
-            ("documents", _is_count),
-        )
-    )  # fmt: skip
-
-
-def _is_bad_record(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        _is_text(value[key]) for key in ("file", "place", "reason")
-    )
-
-
-SECTIONS: dict[str, dict[str, Check]] = {
-    "job": {
-        "export": _is_list_of(_one_of("tokens", "features", "qkv")),
-        "artifact": _one_of("full", "compact"),
-        "dtype": _one_of(*DTYPE_NAMES),
-        "layout": _one_of("bhtd", "bthd"),
-        "batch_size": _is_positive,
-        "shard_size": _is_positive,
-    },
-    "software": {},
-    "corpus": {
-        "files": _is_list_of(_is_document),
-        "bytes": _is_count,
-        "skipped_files": _is_count,
-        "replaced_sequences": _is_count,
-        "bad_records": _is_count,
-        "listed": _is_list_of(_is_bad_record),
-    },
-    "tokenizer": {
-        "name": _is_text,
-        "vocabulary_sha256": _is_text,
-        "end_of_text": _or_none(_is_id),
-    },
-    "tokens": dict.fromkeys(("count", "documents", "distinct"), _is_count),
-    "windows": {
-        "count": _is_positive,
-        "context_length": _is_positive,
-        "stride": _or_none(_is_positive),
-        "boundaries": _one_of("ignore", "split"),
-        "tail": _one_of("drop", "pad"),
-        **dict.fromkeys(
-            ("padded_windows", "padded_places", "dropped_tokens", "short_documents"), _is_count
-        ),
-    },
-    "layer": {
-        **dict.fromkeys(
-            ("vocabulary_size", "d_model", "heads", "kv_heads", "head_dim"), _is_positive
-        ),
-        **dict.fromkeys(("source", "weights_sha256"), _is_text),
-        "norm": _one_of("none", "layernorm", "rmsnorm"),
-        "positions": _one_of("sinusoidal", "learned", "rope", "none"),
-        "dtype": _one_of(*DTYPE_NAMES),
-        **dict.fromkeys(("eps", "norm_offset", "embedding_scale"), _is_number),
-        "attention_scale": _or_none(_is_number),
-        "qk_norm": _one_of("none", "head", "all"),
-        "rotary_dims": _is_count,
-        "rotary_interleaved": lambda value: isinstance(value, bool),
-        "family": _or_none(_is_text),
-    },
-    "compute": {
-        **dict.fromkeys(("device", "kernel", "reason"), _is_text),
-        **dict.fromkeys(("method", "method_reason"), _or_none(_is_text)),
-    },
-}
-"""What a manifest must hold for anything to be read from an export: section, key, check."""

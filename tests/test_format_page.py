@@ -9,7 +9,8 @@ import pytest
 
 from exporters.contents import starts_tensors, window_tensors
 from exporters.layerfile import save_layer
-from exporters.manifest import FORMAT_VERSION, SECTIONS
+from exporters.manifest import FORMAT_VERSION
+from exporters.manifestchecks import SECTIONS
 from exporters.tablefile import NORM_NAMES
 from exporters.tokens import DTYPES
 from kernels.layer import TENSOR_NAMES
