@@ -54,11 +54,13 @@ def make_parameters(
     """
     entries = []
     if config.save_weights:
-        weights = _stored_layer(work, layer)
+        weights = _stored_layer(work, layer, reporter)
         entries.append(weights)
         weights_sha256 = weights.sha256
     else:
-        weights_sha256 = layer_record(WEIGHTS, layer).sha256
+        with reporter.stage("weights", 1, "file") as advance:
+            weights_sha256 = layer_record(WEIGHTS, layer).sha256
+            advance(1)
     tables = packed = None
     if method is not None:
         reporter.note(f"method {method.name}: {method.reason}")
@@ -102,11 +104,14 @@ def make_tables(
     return tables
 
 
-def _stored_layer(work: Work, layer: FirstLayer) -> FileEntry:
+def _stored_layer(work: Work, layer: FirstLayer, reporter: Reporter) -> FileEntry:
     """The entry of weights.safetensors, which is written unless it is there already."""
     if kept := work.kept(WEIGHTS):
         return kept
-    record = save_layer(work.root, WEIGHTS, layer)
+    with reporter.stage("weights", 1, "file") as stage:
+        record = save_layer(work.root, WEIGHTS, layer)
+        stage.add(bytes=record.bytes)
+        stage(1)
     entry = entry_of(record, "weights", shapes(layer.named_tensors()))
     work.journal.add_file(entry)
     return entry

@@ -19,6 +19,7 @@ STAGES = {
     "check source": "is it as it was written",
     "tokenise": "text to token ids, written",
     "layer": "the parameters",
+    "weights": "the parameters, hashed and written",
     "build": "the tables, written",
     "copy": "tokens and weights",
     "windows": "the shards",

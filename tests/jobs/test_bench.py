@@ -83,7 +83,7 @@ def test_with_a_corpus_a_whole_job_is_timed_by_stages(tmp_path: Path) -> None:
     (result,) = succeed("bench", DATA / "corpus", *SMALL, *options).json
     job = result["job"]
     stages = {stage["name"]: stage for stage in job["stages"]}
-    whole = ["start-up", "tokenise", "layer", "build", "windows", "other"]
+    whole = ["start-up", "tokenise", "layer", "weights", "build", "windows", "other"]
     assert list(stages) == [*whole[:-1], "compute", "write", "idle", "other"]
     assert {stages[name]["within"] for name in ("compute", "write", "idle")} == {"windows"}
     slowest = max(whole[1:-1], key=lambda name: float(stages[name]["seconds"]))

@@ -80,7 +80,18 @@ def test_a_job_that_took_no_time_has_no_shares() -> None:
     assert {row.share for row in timings({"layer": Spent()}, 0.0, 0.0)} == {0.0}
 
 
-STAGES = ["start-up", "tokenise", "layer", "build", "windows", "compute", "write", "idle", "other"]
+STAGES = [
+    "start-up",
+    "tokenise",
+    "layer",
+    "weights",
+    "build",
+    "windows",
+    "compute",
+    "write",
+    "idle",
+    "other",
+]
 
 
 def whole(stages: Sequence[dict[str, Any]], figure: str) -> float:
@@ -97,7 +108,7 @@ def test_run_and_expand_show_where_the_time_went(tmp_path: Path, corpus: Path) -
     run = succeed("run", corpus, "--out", compact, *SMALL, "--artifact", "compact").stdout
     expand = succeed("expand", compact, "--out", full, "--device", "cpu").stdout
     for text, stages in (
-        (run, ["start-up", "tokenise", "layer", "build", "other"]),
+        (run, ["start-up", "tokenise", "layer", "weights", "build", "other"]),
         (expand, ["start-up", "check source", "copy", "windows", "compute", "write", "other"]),
     ):
         table = text[text.index("\n stage ") :]
