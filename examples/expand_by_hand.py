@@ -54,21 +54,20 @@ def ids_of(manifest: Manifest, t: Tensors, i: int) -> Tensor:
 def qkv(manifest: Manifest, t: Tensors, i: int) -> tuple[Tensor, ...]:
     """q [H, T, Dh], k and v [Hk, T, Dh] of window i."""
     layer = manifest["layer"]
-    heads, kv_heads, width = layer["heads"], layer["kv_heads"], layer["head_dim"]
+    heads, kv_heads = layer["heads"], layer["kv_heads"]
     row = torch.searchsorted(t["token_ids"], ids_of(manifest, t, i))
-    out = t["token_table"][row]  # float32 [T, F]: A
+    out = t["token_table"][:, row]  # float32 [H + 2 Hk, T, Dh]: A
     if "position_table" in t:
         out = out + t["position_table"]  # B
     if "constant" in t:
         out = normalised(t, layer["eps"], row, out)
     if "rotary_cos" in t:
         pairs, interleaved = t["rotary_cos"].shape[1], layer["rotary_interleaved"]
-        turned = out.view(len(row), -1, width)[:, : heads + kv_heads, : 2 * pairs]
+        turned = out[: heads + kv_heads, :, : 2 * pairs]
         a, b = turned.unflatten(2, (-1, 2)).unbind(3) if interleaved else turned.split(pairs, 2)
-        cos, sin = t["rotary_cos"][:, None], t["rotary_sin"][:, None]
+        cos, sin = t["rotary_cos"], t["rotary_sin"]
         a[:], b[:] = a * cos - b * sin, b * cos + a * sin
-    out = out.to(getattr(torch, manifest["job"]["dtype"]))
-    return out.view(len(row), -1, width).transpose(0, 1).split([heads, kv_heads, kv_heads])
+    return out.to(getattr(torch, manifest["job"]["dtype"])).split([heads, kv_heads, kv_heads])
 
 
 def normalised(t: Tensors, eps: float, row: Tensor, out: Tensor) -> Tensor:
@@ -79,13 +78,14 @@ def normalised(t: Tensors, eps: float, row: Tensor, out: Tensor) -> Tensor:
         centred = x - (t["token_means"][row] + t["position_means"])[:, None]
     length = torch.linalg.vector_norm(centred, dim=1)
     r = (length.double() ** 2 / x.shape[1] + eps).rsqrt().float()
-    out = out * r[:, None] + t["constant"]
+    constant = t["constant"].view(len(out), 1, -1)
+    out = out * r[:, None] + constant
     larger = torch.maximum(t["token_lengths"][row], t["position_lengths"])
     for p in (length < larger / 2).nonzero().flatten():
         z = t["token_features"][row[p]].double() + t["position_features"][p]
         z -= z.mean() if "token_means" in t else 0
         z *= (z.square().mean() + eps).rsqrt()
-        out[p] = torch.mv(t["weight"].double(), z) + t["constant"]
+        out[:, p] = torch.mv(t["weight"].double(), z).view(len(out), -1) + constant[:, 0]
     return out
 
 

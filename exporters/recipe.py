@@ -38,26 +38,25 @@ def recipe(manifest: Manifest) -> tuple[str, ...]:
         first, second = f":{pairs}", f"{pairs} : {2 * pairs}"
         if layer["rotary_interleaved"]:
             first, second = f"0 : {2 * pairs} : 2", f"1 : {2 * pairs} : 2"
-        turned = f"out.view({length}, -1, {head_dim})[:, :{heads + kv_heads}]"
+        turned = f"out[:{heads + kv_heads}, :"
         lines += [
-            'out = t["token_table"][torch.searchsorted(t["token_ids"], ids)]',
-            f"a, b = {turned}[..., {first}], {turned}[..., {second}]",
-            'c, s = t["rotary_cos"][:, None], t["rotary_sin"][:, None]',
+            'out = t["token_table"][:, torch.searchsorted(t["token_ids"], ids)]',
+            f"a, b = {turned}, {first}], {turned}, {second}]",
+            'c, s = t["rotary_cos"], t["rotary_sin"]',
             "a[:], b[:] = a * c - b * s, b * c + a * s",
         ]
     else:
         lines += [
             'row = torch.searchsorted(t["token_ids"], ids)',
-            f'out = t["token_table"][row]{position}',
+            f'out = t["token_table"][:, row]{position}',
         ]
     if added and layer["norm"] != "none":
         mean = ' - (t["token_means"][row] + t["position_means"])[:, None]'
         mean = mean if layer["norm"] == "layernorm" else ""
         lines.append(f'x = t["token_features"][row] + t["position_features"]{mean}')
         square = f"x.norm(dim=1, keepdim=True).double() ** 2 / {layer['d_model']}"
-        lines.append(f'out = out * ({square} + {layer["eps"]}).rsqrt().float() + t["constant"]')
-    lines.append(
-        f"q, k, v = out.to(torch.{layer['dtype']}).view({length}, -1, {head_dim})"
-        f".transpose(0, 1).split([{heads}, {kv_heads}, {kv_heads}])"
-    )
+        constant = f't["constant"].view(-1, 1, {head_dim})'
+        lines.append(f"out = out * ({square} + {layer['eps']}).rsqrt().float() + {constant}")
+    split = f"split([{heads}, {kv_heads}, {kv_heads}])"
+    lines.append(f"q, k, v = out.to(torch.{layer['dtype']}).{split}")
     return tuple(lines)

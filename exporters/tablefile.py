@@ -1,8 +1,8 @@
 """tables.safetensors <-> Tables.
 
-token_ids          int32 [U]        ascending; row i of token_table is for token token_ids[i]
-token_table        float32 [U, F]   A
-position_table     float32 [T, F]   B; absent where A is finished
+token_ids          int32 [U]                    ascending; row i of the tables is for token_ids[i]
+token_table        float32 [H + 2 Hk, U, Dh]    A, by head: q's heads, then k's, then v's
+position_table     float32 [H + 2 Hk, T, Dh]    B; absent where A is finished
 
 where q and k of a finished A turn by rotary positions:
 
@@ -108,19 +108,22 @@ def load_tables(path: Place) -> Tables:
         rotary=rotary,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=tensors["token_table"].shape[1] // (heads + 2 * kv_heads),
+        head_dim=tensors["token_table"].shape[2],
     )
 
 
 def _check_shapes(header: Header) -> None:
     """Raise ValueError or KeyError unless the tensors are those of tables and fit together."""
     found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
-    rows, width = header.tensors["token_table"].shape
-    expected = {"token_ids": ("int32", (rows,)), "token_table": ("float32", (rows, width))}
+    heads, rows, head_dim = header.tensors["token_table"].shape
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "token_ids": ("int32", (rows,)),
+        "token_table": ("float32", (heads, rows, head_dim)),
+    }
     positions = d = pairs = 1
     if "position_table" in found:
-        positions, _ = header.tensors["position_table"].shape
-        expected["position_table"] = ("float32", (positions, width))
+        _, positions, _ = header.tensors["position_table"].shape
+        expected["position_table"] = ("float32", (heads, positions, head_dim))
     if "rotary_cos" in found:
         if "position_table" in found or "constant" in found:
             raise ValueError("it has both rotary and added positions")
@@ -134,13 +137,13 @@ def _check_shapes(header: Header) -> None:
             "position_features": (positions, d),
             "token_lengths": (rows,),
             "position_lengths": (positions,),
-            "weight": (width, d),
-            "constant": (width,),
+            "weight": (heads * head_dim, d),
+            "constant": (heads * head_dim,),
         }
         if "token_means" in found:
             shapes |= {"token_means": (rows,), "position_means": (positions,)}
         expected |= {name: ("float32", shape) for name, shape in shapes.items()}
-    if found != expected or 0 in (rows, width, positions, d, pairs):
+    if found != expected or 0 in (heads, rows, head_dim, positions, d, pairs):
         raise ValueError("its tensors do not fit together")
 
 
@@ -151,14 +154,13 @@ def _scalars(header: Header) -> tuple[int, int, float, bool]:
     eps = scalars["eps"] if "constant" in header.tensors else 0.0
     rotary = "rotary_cos" in header.tensors
     interleaved = scalars["rotary_interleaved"] if rotary else False
-    width = header.tensors["token_table"].shape[1]
+    table_heads, _, head_dim = header.tensors["token_table"].shape
     if not all(type(count) is int and count >= 1 for count in (heads, kv_heads)):
         raise ValueError("its heads are no whole numbers above 0")
-    if heads % kv_heads or width % (heads + 2 * kv_heads):
-        raise ValueError(f"{width} columns cannot be split into {heads} and {kv_heads} heads")
+    if heads % kv_heads or table_heads != heads + 2 * kv_heads:
+        raise ValueError(f"its {table_heads} heads are not {heads} and two times {kv_heads}")
     if type(eps) not in (int, float) or not 0 <= eps < math.inf:
         raise ValueError("its eps is no number from 0 on")
-    head_dim = width // (heads + 2 * kv_heads)
     if rotary and 2 * header.tensors["rotary_cos"].shape[1] > head_dim:
         raise ValueError(f"rotary_cos turns more than the {head_dim} values of a head")
     if type(interleaved) is not bool:

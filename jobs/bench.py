@@ -231,8 +231,8 @@ def check(layer: FirstLayer, ways: dict[str, Way], ids: Tensor) -> dict[str, flo
 def _figures(
     layer: FirstLayer, tables: Tables, tokens: int, results: dict[str, WayResult]
 ) -> TableFigures:
-    positions = 0 if tables.position_table is None else len(tables.position_table)
-    total_width = tables.token_table.shape[1]
+    positions = 0 if tables.position_table is None else tables.position_table.shape[1]
+    total_width = tables.total_width
     size = table_bytes(
         tokens=len(tables.token_ids), positions=positions, d_model=layer.d_model,
         total_width=total_width, norm=layer.norm,

@@ -1,4 +1,4 @@
-"""Method `tables` on the CPU: gather rows of A, add B, rescale, store by head, block by block.
+"""Method `tables` on the CPU: for each head gather rows of A, add B, rescale, turn, store.
 
 The GPU's body of the same function is in combine_triton.py.
 """
@@ -10,20 +10,20 @@ from kernels.blocks import blocks
 from kernels.rotary import Rotary, rotate_
 from kernels.tables import NormTables, Tables, recompute, rescaling
 
-# A block's rows of q, k or v in float32; the largest power of two below is taken. Measured on 2
-# cores with 1 MB of L2 each and 32 MB of L3, T = 1024, real text, tokens a second, in one run:
-#   d=768, q, k and v one after the other: 512 rows 0.77 M, 1024 0.95 M, 2048 1.03 M, 4096 0.89 M
-#   d=768, all of a row together: 256 rows 0.76 M, 512 0.93 M, 1024 0.94 M, 4096 0.47 M
-# Tried beside it, d=768: adding B while storing by head (0.9 of it), casting a whole block before
-# it is stored (bfloat16, 1.06), a thread for each block (0.8 to 1.1), index_select into the output
-# head by head (0.7), embedding_bag over A and B (0.8), torch.compile's C++ (0.3; at d=64 0.4, in
-# bfloat16 1.4).
-BLOCK_BYTES = 6 << 20
+# Of a block in float32, a thread. Measured on 2 cores with 2 MB of L2 each, T = 1024, real text,
+# d=768 in float32, tokens a second: 128 kB 0.53 M, 256 kB 0.65 M, 512 kB 0.79 M, 1 MB 0.80 M,
+# 4 MB 0.76 M. Tried beside it: A with the columns of all heads in a row, stored by head after it
+# was added to (0.79 of it), B added before storing (0.91), windows before heads (0.94), gathering
+# into the output itself (0.91), embedding_bag over A and B (1.02), a sparse product (0.7), and
+# numpy.take (0.78). torch.compile's C++ was up to 1.8 times as fast, but wants a compiler and 25 s,
+# or 4 s once it has been there: a job, which waits for its files, would need millions of tokens to
+# win them back.
+BLOCK_BYTES = 1 << 19
 
 
 def block_rows(width: int) -> int:
-    """Tokens whose `width` columns are combined at once."""
-    rows = BLOCK_BYTES // (4 * width)
+    """Tokens whose `width` columns are combined at once, by all threads: a power of two."""
+    rows = BLOCK_BYTES * torch.get_num_threads() // (4 * width)
     return 1 << max(0, rows.bit_length() - 1)
 
 
@@ -48,40 +48,52 @@ def combine(
     if tables.norm is not None:
         scale, lost = rescaling(tables.norm, rows, _lengths(tables.norm, rows))
     outputs = (q, k, v)
-    for name, columns, target in zip("qkv", tables.columns, outputs, strict=True):
+    head = 0
+    for name, heads, target in zip("qkv", tables.head_counts, outputs, strict=True):
         if target is not None:
             rotary = None if name == "v" else tables.rotary
-            _combine_columns(tables, columns, rows, scale, rotary, target)
+            _combine_heads(tables, slice(head, head + heads), rows, scale, rotary, target)
+        head += heads
     if lost is not None:
         recompute(tables, rows, lost, outputs)
 
 
-def _combine_columns(
+def _combine_heads(
     tables: Tables,
-    columns: slice,
+    heads: slice,
     rows: Tensor,
     scale: Tensor | None,
     rotary: Rotary | None,
     target: Tensor,
 ) -> None:
-    """Write q, k or v, whose columns of A are more likely to stay in the caches than all of A."""
-    table = tables.token_table[:, columns]
-    per_block = block_rows(table.shape[1])
-    buffer = torch.empty(min(per_block, rows.numel()), table.shape[1])
-    for windows, positions in blocks(rows, per_block):
-        block = rows[windows, positions]
-        flat = buffer[: block.numel()]
-        torch.index_select(table, 0, block.reshape(-1), out=flat)
-        out = flat.view(*block.shape, -1)
-        if tables.position_table is not None:
-            out += tables.position_table[positions, columns]
-        if tables.norm is not None and scale is not None:
-            out *= scale[windows, positions].unsqueeze(2)
-            out += tables.norm.constant[columns]
-        by_head = out.view(*block.shape, -1, tables.head_dim)
-        if rotary is not None:
-            rotate_(by_head, rotary, positions)
-        target[windows, :, positions] = by_head.transpose(1, 2)
+    """Write q, k or v [W, heads, T, Dh], all windows of a head before those of the next."""
+    per_block = block_rows(tables.head_dim)
+    cuts = [(*cut, rows[cut].reshape(-1)) for cut in blocks(rows, per_block)]
+    buffer = torch.empty(min(per_block, rows.numel()), tables.head_dim)
+    constants = None if tables.norm is None else tables.norm.constant.view(-1, tables.head_dim)
+    for index, head in enumerate(range(heads.start, heads.stop)):
+        for windows, positions, flat in cuts:
+            out = target[windows, index, positions]
+            value = torch.index_select(tables.token_table[head], 0, flat, out=buffer[: len(flat)])
+            value = value.view(out.shape)
+            if tables.position_table is None:
+                if rotary is not None:
+                    rotate_(value.unsqueeze(2), rotary, positions)
+                out.copy_(value)
+            elif scale is None or constants is None:
+                _store_sum(value, tables.position_table[head, positions], out)
+            else:
+                value += tables.position_table[head, positions]
+                value *= scale[windows, positions].unsqueeze(2)
+                _store_sum(value, constants[head], out)
+
+
+def _store_sum(value: Tensor, addend: Tensor, out: Tensor) -> None:
+    """Write value + addend, in one pass where nothing is rounded; value is changed."""
+    if out.dtype == value.dtype:
+        torch.add(value, addend, out=out)
+    else:
+        out.copy_(value.add_(addend))
 
 
 def _lengths(norm: NormTables, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Method `tables` on a GPU: gather rows of A, add B, rescale, turn, cast, store, in one launch.
 
-A program owns BLOCK_M tokens and BLOCK_N of the F columns. Programs go through all tokens before
-they move to the next columns: the columns of A that are in use, BLOCK_N of every row, then stay in
+A program owns BLOCK_M tokens and BLOCK_N of the F columns of all heads. Programs go through all
+tokens before they move to the next columns: the tables of the heads that are in use then stay in
 the L2 cache however the tokens repeat, and A is read from memory once a launch. Outputs are stored
 past the cache, so that they do not push A out of it.
 
@@ -31,8 +31,8 @@ FP_FUSION = False  # a sum and a product are rounded one by one, as on the CPU: 
 @triton.jit(do_not_specialize=["N"])
 def combine_kernel(
     rows,  # int32 [N], N = W*T: the row of A for each token
-    a,  # float32 [U, F]
-    b,  # float32 [T, F]
+    a,  # float32 [H + 2 Hk, U, Dh]
+    b,  # float32 [H + 2 Hk, >= T, Dh]
     scale,  # float32 [N]
     c,  # float32 [F]
     cos,  # float32 [T, R/2]
@@ -49,6 +49,8 @@ def combine_kernel(
     v_stride_w,
     v_stride_h,
     v_stride_t,
+    a_stride_h,
+    b_stride_h,
     N,
     T,
     Q_WIDTH: tl.constexpr,
@@ -74,15 +76,18 @@ def combine_kernel(
     inside = mask[:, None]
     if F % BLOCK_N:
         inside = inside & (columns < F)[None, :]
+    head = (columns // HEAD_DIM).to(tl.int64)
+    dim = columns % HEAD_DIM
+    rows_a = a + (row * HEAD_DIM)[:, None] + (head * a_stride_h)[None, :]
     value = tl.load(
-        a + row[:, None] * F + columns[None, :],
+        rows_a + dim[None, :],
         mask=inside,
         other=0.0,
         eviction_policy="evict_last",
     )
     if HAS_POSITION:
         value += tl.load(
-            b + position[:, None] * F + columns[None, :],
+            b + (position * HEAD_DIM)[:, None] + (head * b_stride_h + dim)[None, :],
             mask=inside,
             other=0.0,
             eviction_policy="evict_last",
@@ -92,22 +97,20 @@ def combine_kernel(
         value += tl.load(c + columns, mask=columns < F, other=0.0)[None, :]
     if PAIRS > 0:  # noqa: SIM102 - one is decided at compile time, the other as it runs
         if first_column < Q_WIDTH + KV_WIDTH:
-            # q and k are whole heads one after the other, so that a column's place needs no offset.
-            dim = columns % HEAD_DIM
             if INTERLEAVED:
                 is_first = dim % 2 == 0
                 pair = dim // 2
-                partner = tl.where(is_first, columns + 1, columns - 1)
+                partner = tl.where(is_first, dim + 1, dim - 1)
             else:
                 is_first = dim < PAIRS
                 pair = tl.where(is_first, dim, dim - PAIRS)
-                partner = tl.where(is_first, columns + PAIRS, columns - PAIRS)
+                partner = tl.where(is_first, dim + PAIRS, dim - PAIRS)
                 if PAIRS % 4 == 0 and HEAD_DIM % 4 == 0:
                     pair = tl.max_contiguous(tl.multiple_of(pair, 4), 4)
                     partner = tl.max_contiguous(tl.multiple_of(partner, 4), 4)
             turns = (dim < 2 * PAIRS) & (columns < Q_WIDTH + KV_WIDTH)
             turned = mask[:, None] & turns[None, :]
-            other = tl.load(a + row[:, None] * F + partner[None, :], mask=turned, other=0.0)
+            other = tl.load(rows_a + partner[None, :], mask=turned, other=0.0)
             angles = position[:, None] * PAIRS + pair[None, :]
             cosine = tl.load(cos + angles, mask=turned, other=0.0)
             sine = tl.load(sin + angles, mask=turned, other=0.0)
@@ -176,16 +179,17 @@ def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> No
         return
     rows = rows.contiguous()
     table, norm, rotary = tables.token_table, tables.norm, tables.rotary
+    addends = or_unused(tables.position_table, table)
     scale = lost = None
     if norm is not None:
         scale, lost = rescaling(norm, rows, _lengths(norm, rows))
     block_m = tokens_per_program(tables.head_dim)
-    blocks = triton.cdiv(rows.numel(), block_m) * triton.cdiv(table.shape[1], BLOCK_N)
+    blocks = triton.cdiv(rows.numel(), block_m) * triton.cdiv(tables.total_width, BLOCK_N)
     with current(rows.device):
         combine_kernel[(blocks,)](
             rows,
             table,
-            or_unused(tables.position_table, table),
+            addends,
             or_unused(scale, table),
             table if norm is None else norm.constant,
             or_unused(rotary.cos if rotary else None, table),
@@ -196,6 +200,8 @@ def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> No
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
+            table.stride(0),
+            addends.stride(0),
             rows.numel(),
             rows.shape[1],
             Q_WIDTH=tables.heads * tables.head_dim,

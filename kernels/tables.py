@@ -15,6 +15,9 @@ that offsets of E and P that cancel do so before anything is rounded. A and B ar
 float64 and rounded once, to float32. r is computed from x itself, since the squares of E[t] and
 P[p] and their product would lose what cancels between them; and the few rows where E[t] and P[p]
 nearly cancel, which A + B could not give exactly, are computed from x altogether.
+
+A and B are kept by head, as q, k and v are wanted: the rows of one head, unlike those of all F
+columns, stay in the caches while every token is looked up in them.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,8 +71,8 @@ class Tables:
     """
 
     token_ids: Tensor  # int32 [U], ascending
-    token_table: Tensor  # float32 [U, F]: A
-    position_table: Tensor | None  # float32 [T, F]: B; None where A is finished
+    token_table: Tensor  # float32 [H + 2 Hk, U, Dh]: A, by head: q's heads, then k's, then v's
+    position_table: Tensor | None  # float32 [H + 2 Hk, T, Dh]: B; None where A is finished
     norm: NormTables | None  # None where r is 1 or A is finished
     rotary: Rotary | None  # how q and k of finished rows turn
     heads: int
@@ -77,17 +80,20 @@ class Tables:
     head_dim: int
 
     @property
-    def columns(self) -> tuple[slice, slice, slice]:
-        """Where q, k and v stand in a row of A, of B and of c."""
-        k_start = self.heads * self.head_dim
-        v_start = k_start + self.kv_heads * self.head_dim
-        return slice(0, k_start), slice(k_start, v_start), slice(v_start, None)
+    def head_counts(self) -> tuple[int, int, int]:
+        """The heads of q, of k and of v, in the order in which they stand in A, B and c."""
+        return self.heads, self.kv_heads, self.kv_heads
+
+    @property
+    def total_width(self) -> int:
+        """F: the widths of q, k and v together."""
+        return sum(self.head_counts) * self.head_dim
 
     def check_length(self, context_length: int) -> None:
         """Raise ValueError if windows of so many tokens are longer than the positions."""
         place = self.position_table if self.rotary is None else self.rotary.cos
-        if place is not None and context_length > len(place):
-            raise ValueError(f"{context_length} tokens a window, but {len(place)} positions")
+        if place is not None and context_length > place.shape[-2]:
+            raise ValueError(f"{context_length} tokens a window, but {place.shape[-2]} positions")
 
     @cached_property
     def _row_of(self) -> Tensor:
@@ -172,15 +178,22 @@ def build(
         whole = F.pad(features, (0, 0, 0, BUILD_ROWS - len(features)))
         return torch.mm(whole, weight.t(), out=product)[: len(features)]
 
+    def by_head(rows: Tensor) -> Tensor:
+        """rows [n, F] as [H + 2 Hk, n, Dh]."""
+        return rows.view(len(rows), -1, layer.head_dim).transpose(0, 1)
+
+    def empty_table(rows: int) -> Tensor:
+        return torch.empty(total_width // layer.head_dim, rows, layer.head_dim, device=device)
+
     position_table = addends = None
     shift = weight.new_zeros(d)
     if layer.position is not None:
         addends = _centred(layer, layer.position.to(device, torch.float64))
         shift = addends.mean(0)
         addends -= shift
-        position_table = torch.empty(len(addends), total_width, device=device)
+        position_table = empty_table(len(addends))
         for first, stop in _blocks(len(addends)):
-            position_table[first:stop] = project(addends[first:stop])
+            position_table[:, first:stop] = by_head(project(addends[first:stop]))
             advance(stop - first)
     norm = None
     count = len(token_ids)
@@ -198,7 +211,7 @@ def build(
             constant=constant.float(),
             eps=layer.eps,
         )
-    token_table = torch.empty(count, total_width, device=device)
+    token_table = empty_table(count)
     for first, stop in _blocks(count):
         ids = token_ids[first:stop].long().to(layer.embedding.device)
         rows = layer.embedding.index_select(0, ids)
@@ -209,13 +222,13 @@ def build(
             norm.token_lengths[first:stop] = _lengths(addend)
             if norm.token_means is not None:
                 norm.token_means[first:stop] = x.mean(1)
-            token_table[first:stop] = project(addend)
+            token_table[:, first:stop] = by_head(project(addend))
         else:
             if layer.norm != "none":
                 addend *= (addend.square().mean(1, keepdim=True) + layer.eps).rsqrt()
             finished = project(addend).add_(constant)
             _normalise_heads(layer, finished)
-            token_table[first:stop] = finished
+            token_table[:, first:stop] = by_head(finished)
         advance(stop - first)
     return Tables(
         token_ids=token_ids,
@@ -245,7 +258,7 @@ def join(parts: Sequence[Tables], token_ids: Tensor) -> Tables:
             token_means=torch.cat(means) if means else None,
             token_lengths=torch.cat([part.token_lengths for part in norms]),
         )
-    table = torch.cat([part.token_table for part in parts])
+    table = torch.cat([part.token_table for part in parts], 1)
     return replace(first, token_ids=token_ids, token_table=table, norm=norm)
 
 
@@ -281,10 +294,11 @@ def recompute(tables: Tables, rows: Tensor, lost: Tensor, outputs: Sequence[Tens
         if norm.token_means is not None:
             x -= x.mean()
         x *= (x.square().mean() + norm.eps).rsqrt()
-        value = (torch.mv(weight, x) + constant).float()
-        for output, columns in zip(outputs, tables.columns, strict=True):
+        value = (torch.mv(weight, x) + constant).float().view(-1, tables.head_dim)
+        by_tensor = torch.split(value, list(tables.head_counts))
+        for output, heads in zip(outputs, by_tensor, strict=True):
             if output is not None:
-                output[window, :, position] = value[columns].view(-1, tables.head_dim)
+                output[window, :, position] = heads
 
 
 def _fold(layer: FirstLayer) -> tuple[Tensor, Tensor]:

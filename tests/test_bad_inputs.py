@@ -702,7 +702,7 @@ EXPORTS: list[Case] = [
         compact(p), token_table=lambda t: t.half()
     )], 1, "do not fit together"),
     ("tables-without-rows", lambda p: ["open", tables(
-        compact(p), token_table=lambda t: t[:0].clone(), token_ids=lambda t: t[:0].clone()
+        compact(p), token_table=lambda t: t[:, :0].clone(), token_ids=lambda t: t[:0].clone()
     )], 1, "do not fit together"),
     ("tables-without-ids", lambda p: ["open", tables(compact(p), token_ids=None)], 1,
      "do not fit together"),
@@ -720,7 +720,7 @@ EXPORTS: list[Case] = [
         compact(p), token_ids=lambda t: t + (2**31 - 10**6)
     )], 1, "beyond any vocabulary"),
     ("few-positions", lambda p: ["open", tables(
-        compact(p), position_table=lambda t: t[:15].clone()
+        compact(p), position_table=lambda t: t[:, :15].clone()
     )], 1, "16 tokens a window, but 15 positions"),
     ("expand-full", lambda p: ["expand", full(p), "--out", p.out], 1, "is a full export already"),
     ("expand-onto-itself", lambda p: ["expand", export := compact(p), "--out", export], 1,

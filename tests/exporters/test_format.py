@@ -171,16 +171,17 @@ def test_numpy_and_the_page_are_enough_to_read_it(released: Path) -> None:
     length = np.linalg.norm(t["token_features"][u] + t["position_features"][p] - means)
     assert length >= max(t["token_lengths"][u], t["position_lengths"][p]) / 2
     r = (length**2 / layer["d_model"] + layer["eps"]) ** -0.5
-    out = r * (t["token_table"][u] + t["position_table"][p]) + t["constant"]
-    q, kv = layer["heads"] * layer["head_dim"], layer["kv_heads"] * layer["head_dim"]
-    found = torch.from_numpy(out)
+    constant = t["constant"].reshape(-1, layer["head_dim"])
+    out = r * (t["token_table"][:, u] + t["position_table"][:, p]) + constant
+    counts = [layer["heads"], layer["kv_heads"], layer["kv_heads"]]
+    q, k, v = torch.split(torch.from_numpy(out), counts)
     # As in the test of padded windows, but not rounded to bfloat16.
     assert near(
-        found[:q], 2.260016, 2.280050, 5.096892, 2.500262, -1.903107, -3.429988, -1.654155,
+        q, 2.260016, 2.280050, 5.096892, 2.500262, -1.903107, -3.429988, -1.654155,
         -6.473324, within=1e-5,
     )  # fmt: skip
-    assert near(found[q : q + kv], -1.971234, -3.643358, -5.117425, -3.581641, within=1e-5)
-    assert near(found[q + kv :], 4.365603, 1.845888, -3.976113, -0.826820, within=1e-5)
+    assert near(k, -1.971234, -3.643358, -5.117425, -3.581641, within=1e-5)
+    assert near(v, 4.365603, 1.845888, -3.976113, -0.826820, within=1e-5)
 
 
 def test_commands_take_it(released: Path) -> None:

@@ -48,7 +48,7 @@ def resident() -> int:
 def spoil(name: str, tensor: torch.Tensor | None) -> dict[str, torch.Tensor]:
     tensors = {
         "token_ids": torch.tensor([3, 5], dtype=torch.int32),
-        "token_table": torch.ones(2, 6),
+        "token_table": torch.ones(3, 2, 2),
     }
     if tensor is None:
         del tensors[name]
@@ -64,12 +64,25 @@ def spoil(name: str, tensor: torch.Tensor | None) -> dict[str, torch.Tensor]:
         ("token_ids", torch.tensor([5, 3], dtype=torch.int32), '{"heads": 1, "kv_heads": 1}'),
         ("token_ids", torch.tensor([-1, 3], dtype=torch.int32), '{"heads": 1, "kv_heads": 1}'),
         ("token_ids", torch.tensor([1], dtype=torch.int32), '{"heads": 1, "kv_heads": 1}'),
-        ("token_table", torch.ones(2, 7), '{"heads": 1, "kv_heads": 1}'),
-        ("token_table", torch.ones(2, 6), '{"heads": 1}'),
-        ("token_table", torch.ones(2, 6), "not JSON"),
+        ("token_table", torch.ones(2, 6), '{"heads": 1, "kv_heads": 1}'),
+        ("token_table", torch.ones(4, 2, 2), '{"heads": 1, "kv_heads": 1}'),
+        ("token_table", torch.ones(3, 2, 2), '{"heads": 1}'),
+        ("token_table", torch.ones(3, 2, 2), "not JSON"),
+        ("position_table", torch.ones(3, 4, 1), '{"heads": 1, "kv_heads": 1}'),
         ("constant", torch.ones(6), '{"heads": 1, "kv_heads": 1}'),
     ],
-    ids=["no-ids", "unordered", "negative", "short", "width", "no-heads", "not-json", "no-norm"],
+    ids=[
+        "no-ids",
+        "unordered",
+        "negative",
+        "short",
+        "flat",
+        "other-heads",
+        "no-heads",
+        "not-json",
+        "narrow-positions",
+        "no-norm",
+    ],
 )
 def test_what_does_not_fit_together_is_refused(
     tmp_path: Path, name: str, tensor: torch.Tensor | None, metadata: str

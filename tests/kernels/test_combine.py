@@ -117,7 +117,7 @@ def test_a_position_that_cancels_a_token_costs_no_accuracy(nearness: float, norm
     centred = x - x.mean() if norm == "layernorm" else x
     assert layer.norm_weight is not None
     exact = weight @ (centred * layer.norm_weight)
-    plain = (tables.token_table[row] + tables.position_table[3]).double()
+    plain = (tables.token_table[:, row] + tables.position_table[:, 3]).flatten().double()
     if nearness < 1e-2:
         assert float((plain - exact).abs().max() / exact.abs().max()) > 1e-5
 
@@ -157,8 +157,16 @@ def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched() -> No
         assert bool(torch.isnan(whole[:, :, values.shape[1] :]).all())
 
 
-def test_a_block_is_a_power_of_two_of_tokens() -> None:
-    assert [combine.block_rows(width) for width in (64, 768, 4096)] == [16384, 2048, 256]
+def test_a_block_is_a_power_of_two_of_tokens_for_each_thread() -> None:
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append([combine.block_rows(width) for width in (7, 64, 768)])
+    finally:
+        torch.set_num_threads(threads)
+    assert found == [[16384, 2048, 128], [32768, 4096, 256], [32768, 4096, 512]]
 
 
 def test_no_windows_is_no_work() -> None:

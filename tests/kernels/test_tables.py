@@ -30,6 +30,11 @@ def nbytes(tables: Tables) -> int:
     return sum(tensor.nbytes for tensor in tensors_of(tables))
 
 
+def rows_of(table: torch.Tensor) -> torch.Tensor:
+    """A table [H + 2 Hk, n, Dh] as rows [n, F]."""
+    return table.transpose(0, 1).flatten(1)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "offset100"])
 def test_a_b_and_c_are_the_algebra_rounded_once(norm: Norm, offset: float) -> None:
@@ -39,7 +44,7 @@ def test_a_b_and_c_are_the_algebra_rounded_once(norm: Norm, offset: float) -> No
     q, k, v = reference.project(exact, every_id(layer)[:, None].expand(-1, 1))
     finished = torch.cat([q, k, v], 1).flatten(1)  # of position 0
     assert tables.position_table is not None
-    out = tables.token_table.double() + tables.position_table[0].double()
+    out = rows_of(tables.token_table).double() + rows_of(tables.position_table)[0].double()
     if tables.norm is not None:
         x = reference.embed(exact, every_id(layer)[:, None])[:, 0]
         assert torch.equal(tables.norm.token_features, layer.embedding)
@@ -59,7 +64,7 @@ def test_without_positions_rows_are_finished(norm: Norm) -> None:
     assert tables.norm is None
     exact = reference.project(reference.in_float64(layer), every_id(layer)[:, None])
     expected = torch.cat(exact, 1).flatten(1).float()
-    assert float((expected - tables.token_table).abs().max()) <= 1e-6
+    assert float((expected - rows_of(tables.token_table)).abs().max()) <= 1e-6
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -68,7 +73,7 @@ def test_a_row_hangs_on_its_token_alone(norm: Norm) -> None:
     whole = build(layer, every_id(layer), CPU)
     for ids in (every_id(layer)[700:701], every_id(layer)[3::7]):
         part = build(layer, ids, CPU)
-        assert torch.equal(whole.token_table[ids.long()], part.token_table)
+        assert torch.equal(whole.token_table[:, ids.long()], part.token_table)
     longer = random_layer(context_length=2 * BUILD_ROWS + 5, norm=norm)
     once = build(longer, every_id(longer)[:3], CPU)
     assert once.position_table is not None
