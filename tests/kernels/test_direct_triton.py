@@ -159,7 +159,8 @@ def test_a_value_that_overflows_stays_alone_where_a_part_of_a_head_turns() -> No
 
 
 def test_heads_of_one_value_can_be_normalised() -> None:
-    layer = random_layer(heads=3, head_dim=1, qk_norm="all", positions=False)
+    # So many heads that no token has but small values, whose one error would be the largest of all.
+    layer = random_layer(heads=33, head_dim=1, qk_norm="all", positions=False)
     ids = random_ids(9, 16)
     assert_within_rule(project(layer, ids), layer, ids)
 
