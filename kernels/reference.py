@@ -21,7 +21,9 @@ def normalise(layer: FirstLayer, x: Tensor) -> Tensor:
     """x, or LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) of it, over d."""
     shape = (layer.d_model,)
     if layer.norm == "layernorm":
-        return F.layer_norm(x, shape, layer.norm_weight, layer.norm_bias, layer.eps)
+        wide, weight = _with_offset(layer, x, layer.norm_weight)
+        bias = None if layer.norm_bias is None else layer.norm_bias.to(wide.dtype)
+        return F.layer_norm(wide, shape, weight, bias, layer.eps).to(x.dtype)
     if layer.norm == "rmsnorm":
         return _rms_norm(layer, x, layer.norm_weight)
     return x
@@ -62,13 +64,19 @@ def rotate(layer: FirstLayer, x: Tensor) -> Tensor:
 
 
 def _rms_norm(layer: FirstLayer, x: Tensor, weight: Tensor | None) -> Tensor:
-    """RMSNorm over the last dimension; an offset is added to its weight in float32 or more."""
-    shape = (x.shape[-1],)
+    """RMSNorm over the last dimension."""
+    wide, weight = _with_offset(layer, x, weight)
+    return F.rms_norm(wide, (x.shape[-1],), weight, layer.eps).to(x.dtype)
+
+
+def _with_offset(
+    layer: FirstLayer, x: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """x and the weight of its norm; where an offset is added to it, both in float32 or more."""
     if weight is None or layer.norm_offset == 0.0:
-        return F.rms_norm(x, shape, weight, layer.eps)
+        return x, weight
     wide = torch.promote_types(x.dtype, torch.float32)
-    offset = weight.to(wide) + layer.norm_offset
-    return F.rms_norm(x.to(wide), shape, offset, layer.eps).to(x.dtype)
+    return x.to(wide), weight.to(wide) + layer.norm_offset
 
 
 def in_float64(layer: FirstLayer) -> FirstLayer:

@@ -25,7 +25,9 @@ def by_hand(layer: FirstLayer, ids: torch.Tensor) -> tuple[Array, Array, Array]:
                 x = (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + layer.eps)
             if layer.norm == "rmsnorm":
                 x = x / np.sqrt((x**2).mean() + layer.eps)
-            x = x * parameters.get("norm_weight", 1.0) + parameters.get("norm_bias", 0.0)
+            if "norm_weight" in parameters:
+                x = x * (parameters["norm_weight"] + layer.norm_offset)
+            x = x + parameters.get("norm_bias", 0.0)
             for name, heads in groups:
                 y = parameters[f"{name}_weight"] @ x + parameters.get(f"{name}_bias", 0.0)
                 out[name][w, :, p] = y.reshape(heads, layer.head_dim)
@@ -33,11 +35,16 @@ def by_hand(layer: FirstLayer, ids: torch.Tensor) -> tuple[Array, Array, Array]:
 
 
 @pytest.mark.parametrize("norm", ["none", "layernorm", "rmsnorm"])
+@pytest.mark.parametrize("norm_offset", [0.0, 1.0])
 @pytest.mark.parametrize("positions", [True, False], ids=["positions", "no-positions"])
-def test_float64_equals_the_function_written_out(norm: Norm, positions: bool) -> None:
-    layer = reference.in_float64(
-        random_layer(d=17, heads=6, kv_heads=2, head_dim=5, norm=norm, positions=positions)
-    )
+def test_float64_equals_the_function_written_out(
+    norm: Norm, positions: bool, norm_offset: float
+) -> None:
+    layer = random_layer(
+        d=17, heads=6, kv_heads=2, head_dim=5, norm=norm, positions=positions,
+        norm_offset=norm_offset,
+    )  # fmt: skip
+    layer = reference.in_float64(layer)
     ids = random_ids(2, 9)
     for expected, found in zip(by_hand(layer, ids), reference.project(layer, ids), strict=True):
         assert expected == pytest.approx(found.numpy(), abs=1e-12)
