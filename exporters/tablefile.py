@@ -71,7 +71,7 @@ def save_tables(root: Path, name: str, tables: Tables) -> FileRecord:
 
 
 def load_tables(path: Place) -> Tables:
-    """The tables of a file, mapped into memory: rows are read when they are used.
+    """The tables of a file, mapped into memory: pages are read when a row that they hold is used.
 
     An object is copied for that, and the copy is gone once the tables are.
 
@@ -131,6 +131,8 @@ def _check_shapes(header: Header) -> None:
         angles = ("float32", (positions, pairs))
         expected |= {"rotary_cos": angles, "rotary_sin": angles}
     if "constant" in found:
+        if "position_table" not in found:
+            raise ValueError("it has what a norm needs, but no added positions")
         _, d = header.tensors["weight"].shape
         shapes = {
             "token_features": (rows, d),

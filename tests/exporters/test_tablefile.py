@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def resident() -> int:
     """Bytes of this process that are private memory, files that are mapped not among them."""
     (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in x]
     return 1024 * int(line.split()[1])
+
+
+def test_a_norm_without_positions_is_refused(tmp_path: Path) -> None:
+    layer = random_layer(norm="layernorm")
+    tables = build(layer, torch.arange(9, dtype=torch.int32), torch.device("cpu"))
+    save_tables(tmp_path, "t.safetensors", replace(tables, position_table=None))
+    with pytest.raises(ExportError, match="no added positions"):
+        load_tables(tmp_path / "t.safetensors")
 
 
 def spoil(name: str, tensor: torch.Tensor | None) -> dict[str, torch.Tensor]:
