@@ -66,26 +66,35 @@ def _combine_heads(
     rotary: Rotary | None,
     target: Tensor,
 ) -> None:
-    """Write q, k or v [W, heads, T, Dh], all windows of a head before those of the next."""
-    per_block = block_rows(tables.head_dim)
+    """Write q, k or v [W, heads, T, Dh], in blocks of tokens and of heads that are stored together.
+
+    All tokens of one head come before the next head, unless they are too few to fill a block, or
+    the heads of a token lie side by side in the target.
+    """
+    count, width = heads.stop - heads.start, tables.head_dim
+    side_by_side = target.stride(1) < target.stride(2)
+    together = count if side_by_side else min(count, block_rows(width) // max(1, rows.numel()) or 1)
+    per_block = block_rows(together * width)
     cuts = [(*cut, rows[cut].reshape(-1)) for cut in blocks(rows, per_block)]
-    buffer = torch.empty(min(per_block, rows.numel()), tables.head_dim)
-    constants = None if tables.norm is None else tables.norm.constant.view(-1, tables.head_dim)
-    for index, head in enumerate(range(heads.start, heads.stop)):
+    buffer = torch.empty(together * min(per_block, rows.numel()) * width)
+    norm, addends = tables.norm, tables.position_table
+    for first in range(0, count, together):
+        some = slice(heads.start + first, min(heads.start + first + together, heads.stop))
+        table = tables.token_table[some]
         for windows, positions, flat in cuts:
-            out = target[windows, index, positions]
-            value = torch.index_select(tables.token_table[head], 0, flat, out=buffer[: len(flat)])
-            value = value.view(out.shape)
-            if tables.position_table is None:
+            out = target[windows, first : first + together, positions].transpose(0, 1)
+            value = buffer[: out.numel()].view(len(table), len(flat), width)
+            value = torch.index_select(table, 1, flat, out=value).view(out.shape)
+            if addends is None:
                 if rotary is not None:
-                    rotate_(value.unsqueeze(2), rotary, positions)
+                    rotate_(value.unsqueeze(3), rotary, positions)
                 out.copy_(value)
-            elif scale is None or constants is None:
-                _store_sum(value, tables.position_table[head, positions], out)
+            elif norm is None or scale is None:
+                _store_sum(value, addends[some, None, positions], out)
             else:
-                value += tables.position_table[head, positions]
+                value += addends[some, None, positions]
                 value *= scale[windows, positions].unsqueeze(2)
-                _store_sum(value, constants[head], out)
+                _store_sum(value, norm.constant.view(-1, 1, 1, width)[some], out)
 
 
 def _store_sum(value: Tensor, addend: Tensor, out: Tensor) -> None:

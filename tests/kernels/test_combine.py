@@ -97,6 +97,36 @@ def test_direct_and_tables_are_both_within_the_rule(
     assert_within_rule(outputs, layer, ids)
 
 
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    d=st.integers(8, 130),
+    heads=st.sampled_from([(4, 4), (4, 2), (6, 3), (5, 1)]),
+    head_dim=st.integers(5, 24),
+    turned=st.floats(0, 1),
+    interleaved=st.booleans(),
+    qk_norm=st.sampled_from(["none", "head", "all"]),
+    context_length=st.integers(1, 70),
+    norm=st.sampled_from(NORMS),
+    norm_offset=st.sampled_from([0.0, 1.0]),
+    dtype=st.sampled_from(list(DTYPES)),
+    seed=st.integers(0, 99),
+)
+def test_direct_and_tables_are_both_within_the_rule_where_q_and_k_turn(
+    d: int, heads: tuple[int, int], head_dim: int, turned: float, interleaved: bool, qk_norm: str,
+    context_length: int, norm: Norm, norm_offset: float, dtype: str, seed: int,
+) -> None:  # fmt: skip
+    layer = random_layer(
+        d=d, heads=heads[0], kv_heads=heads[1], head_dim=head_dim, context_length=context_length,
+        norm=norm, norm_offset=norm_offset, positions=False, rotary=2 * int(turned * head_dim / 2),
+        interleaved=interleaved, qk_norm=qk_norm, seed=seed,
+    ).to(DTYPES[dtype])  # fmt: skip
+    ids = random_ids(-(-400 // context_length), context_length)
+    assert_within_rule(combined(layer, ids), layer, ids)
+    outputs = nan_outputs(layer, *ids.shape)
+    direct.project(pack(layer, CPU), ids, *outputs)
+    assert_within_rule(outputs, layer, ids)
+
+
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 @pytest.mark.parametrize("nearness", [1e-1, 1e-3, 1e-5])
 def test_a_position_that_cancels_a_token_costs_no_accuracy(nearness: float, norm: Norm) -> None:
@@ -122,12 +152,19 @@ def test_a_position_that_cancels_a_token_costs_no_accuracy(nearness: float, norm
         assert float((plain - exact).abs().max() / exact.abs().max()) > 1e-5
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(pytest.param({"norm": norm}, id=norm) for norm in NORMS),
+        pytest.param({"positions": False}, id="no-positions"),
+        *FINISHED,
+    ],
+)
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_two_batchings_give_the_same_bits(
-    norm: Norm, dtype: str, monkeypatch: pytest.MonkeyPatch
+    what: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = random_layer(norm=norm, context_length=37).to(DTYPES[dtype])
+    layer = random_layer(context_length=37, **what).to(DTYPES[dtype])
     ids = random_ids(23, 37)
     tables = tables_for(layer, ids)
     together = nan_outputs(layer, 23, 37)
@@ -144,11 +181,16 @@ def test_two_batchings_give_the_same_bits(
         assert torch.equal(one, other)
 
 
-def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched() -> None:
+@pytest.mark.parametrize("block_bytes", [1 << 19, 5000, 1], ids=lambda size: f"{size}-bytes")
+@pytest.mark.parametrize("windows", [1, 5, 40])
+def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched(
+    windows: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = random_layer(kv_heads=2)
-    ids = random_ids(5, 16)
+    ids = random_ids(windows, 16)
     expected = combined(layer, ids)
-    storage = [torch.full((5, 16, 7, 16), torch.nan) for _ in "qkv"]
+    monkeypatch.setattr(combine, "BLOCK_BYTES", block_bytes)
+    storage = [torch.full((windows, 16, 7, 16), torch.nan) for _ in "qkv"]
     views = [s[:, :, : e.shape[1]].transpose(1, 2) for s, e in zip(storage, expected, strict=True)]
     tables = tables_for(layer, ids)
     combine.combine(tables, tables.rows(ids), *views)
