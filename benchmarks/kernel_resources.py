@@ -78,6 +78,8 @@ class Resources:
     narrow_loads: int  # of floats, less than 16 bytes at once
     wide_stores: int
     narrow_stores: int
+    kept_loads: int  # of what the caches are to keep
+    streamed_stores: int  # past the caches
     float_adds: int  # of float32, partial sums among them
     fused: int  # multiply-adds of float32
     narrow_products: int  # tensors of offsets that are multiplied in 32 bits
@@ -185,9 +187,11 @@ def compile_case(case: Case) -> Resources:
         mma=ptx.count("mma.sync"),
         cp_async=ptx.count("cp.async.c"),
         wide_loads=len(wide.findall("\n".join(re.findall(r"ld\.global.*", ptx)))),
-        narrow_loads=len(re.findall(r"ld\.global\.L1::evict_last(?:\.v2)?\.b32", ptx)),
+        narrow_loads=len(re.findall(r"ld\.global\.L1::evict_last\S*?(?<!\.v4)\.b32", ptx)),
         wide_stores=len(wide.findall("\n".join(re.findall(r"st\.global.*", ptx)))),
-        narrow_stores=len(re.findall(r"st\.global(?:\.cs)?\.b(?:16|32)", ptx)),
+        narrow_stores=len(re.findall(r"st\.global(?:\.cs)?(?:\.v2)?\.b(?:16|32)", ptx)),
+        kept_loads=ptx.count("ld.global.L1::evict_last"),
+        streamed_stores=ptx.count("st.global.cs"),
         float_adds=sum(1 + (x2 == "x2") for x2 in re.findall(r"add(?:\.rn)?\.f32(x2)?", ptx)),
         fused=len(re.findall(r"fma\.rn\.f32", ptx)),
         narrow_products=len(re.findall(r"arith\.muli .*tensor<[0-9x]+xi32>", compiled.asm["ttir"])),
@@ -222,7 +226,7 @@ def _combine(case: Case) -> tuple[Any, dict[str, Any], Pointers]:
         "HAS_NORM": case.norm != "none", "PAIRS": case.rotary // 2,
         "INTERLEAVED": case.interleaved,
         "BLOCK_M": combine_triton.tokens_per_program(case.head_dim),
-        "BLOCK_N": combine_triton.BLOCK_N,
+        "BLOCK_N": combine_triton.BLOCK_N, "SEGMENTS": combine_triton.MOST_SEGMENTS,
     }, {"rows": "i32"} | tables | dict.fromkeys("qkv", case.dtype)  # fmt: skip
 
 

@@ -163,5 +163,7 @@ def _cuda(device: torch.device, dtype: torch.dtype, tf32: bool, reason: str) -> 
             "block_m": combine_triton.tokens_per_program(tables.head_dim),
             "block_n": combine_triton.BLOCK_N,
             "num_warps": combine_triton.NUM_WARPS,
+            "norm_block_m": combine_triton.NORM_BLOCK_M,
+            "norm_block_k": combine_triton.NORM_BLOCK_K,
         },
     )

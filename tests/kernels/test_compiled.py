@@ -108,11 +108,18 @@ def test_combining_loads_and_stores_16_bytes_and_nothing_less(compiled: list[Cas
     assert aligned
     assert [name(c) for c in aligned if not c["wide_loads"] or not c["wide_stores"]] == []
     assert [name(c) for c in aligned if c["narrow_loads"] or c["narrow_stores"]] == []
-    # A, its partner, cos and sin, 8 loads each; interleaved partners are taken one by one.
+    # A, its partner, cos and sin, 2 loads each; interleaved partners are taken one by one.
     halves = [c for c in aligned if c["rotary"] and not c["interleaved"]]
-    assert [name(c) for c in halves if c["wide_loads"] < 32] == []
+    assert [name(c) for c in halves if c["wide_loads"] < 8] == []
+    odd = [c for c in combining(compiled) if c["d"] == 100]
+    assert [name(c) for c in odd if not c["narrow_loads"] or not c["narrow_stores"]] == []
     lengths = [c for c in compiled if c["kernel"] == "lengths"]
     assert [name(c) for c in lengths if not c["wide_loads"]] == []
+
+
+def test_the_caches_keep_a_and_not_the_outputs(compiled: list[Case]) -> None:
+    assert [name(c) for c in combining(compiled) if not c["kept_loads"]] == []
+    assert [name(c) for c in combining(compiled) if not c["streamed_stores"]] == []
 
 
 def test_a_sum_is_not_fused_with_a_product_in_combining(compiled: list[Case]) -> None:
@@ -187,15 +194,16 @@ def test_a_launch_goes_through_triton_up_to_the_gpu_itself() -> None:
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    # The grids: tokens over the rows of a tile, times 160 or 96 columns over its columns.
+    # The grids: tokens over the rows of a tile, times 160 or 96 columns over its columns; combining
+    # takes the tokens of one of two segments, which holds two of the three windows.
     assert done.stdout.splitlines() == [
         "project_kernel 2 True True",
         "embed_kernel 3 True False",
-        "combine_kernel 4 False False",
+        "combine_kernel 6 False False",
         "project_kernel 2 True True",
         "embed_kernel 1 True False",
-        "combine_kernel 2 False False",
+        "combine_kernel 3 False False",
         "project_kernel 6 True False",
         "embed_kernel 12 True False",
-        "combine_kernel 12 False False",
+        "combine_kernel 24 False False",
     ]
