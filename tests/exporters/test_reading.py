@@ -1,5 +1,7 @@
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,9 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from exporters import reading
 from exporters.errors import ExportError
 from exporters.manifest import read_manifest
 from exporters.reading import Export, open_export, open_stream
+from kernels import combine_triton
+from kernels.dispatch import Backend, choose
 from kernels.errors import DeviceError, QkvmillError
 from tests.helpers import DEVICE
 
@@ -63,6 +68,29 @@ def test_batches_are_on_the_device_that_was_asked_for(
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_the_kernels_of_a_gpu_give_the_windows_of_a_full_export(
+    both: tuple[Export, Export], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+
+    def on_gpu(*arguments: Any, **named: Any) -> None:
+        launched.append(1)
+        combine_triton.combine(*arguments, **named)
+
+    def chosen(device: str, dtype: torch.dtype) -> Backend:
+        return replace(choose("cpu", dtype), combine=on_gpu)
+
+    if DEVICE.type == "cpu":  # whose interpreter stands in for it
+        monkeypatch.setattr(reading, "choose", chosen)
+    full, compact = both
+    found = list(compact.batches(size, device=DEVICE))
+    for one, other in zip(full.batches(size), found, strict=True):
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name].cpu())
+    assert launched or DEVICE.type == "cuda"
+
+
 def test_a_device_that_is_not_there_is_an_error(both: tuple[Export, Export]) -> None:
     for windows in both:
         with pytest.raises(DeviceError, match="no CUDA device"):

@@ -8,8 +8,9 @@ from jobs.bench import BenchConfig, zipf_ids
 from jobs.errors import DisagreementError
 from jobs.progress import Reporter
 from kernels import combine, direct
+from kernels.layer import seeded_layer
 from kernels.packed import PackedLayer
-from kernels.tables import Tables
+from kernels.tables import Tables, build
 from tests.helpers import DATA, qkvmill, succeed, write_corpus
 
 SMALL = ("--d-model", 32, "--heads", 2, "--context-length", 16, "--tokens", 64, "--rounds", 2)
@@ -39,6 +40,35 @@ def test_every_way_is_checked_and_timed() -> None:
     expected = figures["moved_bytes"] / ways["tables"]["seconds"]
     assert figures["bytes_per_second"] == pytest.approx(expected)
     assert result["job"] is None
+
+
+@pytest.mark.parametrize(
+    ("combining", "break_even"),
+    [pytest.param(1e-3, 85, id="pays"), pytest.param(4e-3, None, id="never-pays")],
+)
+def test_figures_of_tables_follow_from_the_times(combining: float, break_even: int | None) -> None:
+    layer = seeded_layer(
+        vocabulary_size=50, d_model=32, heads=2, kv_heads=2, context_length=16,
+        positions="sinusoidal", seed=0,
+    )  # fmt: skip
+    tables = build(layer, torch.arange(9, dtype=torch.int32), torch.device("cpu"))
+    seconds = {
+        "direct": 4e-3, "tables": combining, "tables+build": combining + 4e-3, "copy": 5e-4,
+    }  # fmt: skip
+    results = {
+        name: bench.WayResult(
+            name=name, what="", seconds=value, tokens_per_second=64 / value,
+            ratio_to_notebook=1.0, ratio_to_addmm=1.0, error=None,
+        )
+        for name, value in seconds.items()
+    }  # fmt: skip
+    figures = bench._figures(layer, tables, 64, results)
+    assert figures.build_seconds == pytest.approx(4e-3)
+    # What building takes over what each of 64 tokens saves: 4 ms / (3 ms / 64).
+    assert figures.break_even_tokens == break_even
+    written, read = 64 * 96 * 4, 4 * ((9 + 16) * 96 + 9)
+    assert figures.copy_bytes_per_second == pytest.approx(2 * written / 5e-4)
+    assert figures.share_of_copy == pytest.approx((written + read) / combining * 5e-4 / 2 / written)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

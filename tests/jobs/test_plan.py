@@ -88,6 +88,14 @@ def test_a_plan_is_what_a_run_then_does(tmp_path: Path, options: tuple[object, .
     assert sum(stored.values()) == plan["total_bytes"] <= plan["disk_bytes"]
 
 
+def test_a_plan_shows_the_method_and_its_reason(tmp_path: Path) -> None:
+    arguments = ("plan", DATA / "corpus/mixed", "--out", tmp_path / "out", *SMALL)
+    plan = succeed(*arguments, "--json").json
+    shown = [" ".join(line.split()) for line in succeed(*arguments).stdout.splitlines()]
+    assert f"method {plan['method']}" in shown
+    assert f"method reason {plan['method_reason']}" in shown
+
+
 def test_a_plan_reads_the_widths_of_a_weights_file(tmp_path: Path) -> None:
     layer = random_layer(kv_heads=2, vocabulary_size=100277)
     save_layer(tmp_path, "w.safetensors", layer)

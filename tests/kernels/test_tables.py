@@ -80,6 +80,20 @@ def test_a_row_hangs_on_its_token_alone(norm: Norm) -> None:
     assert bool(torch.isfinite(once.position_table).all())
 
 
+@pytest.mark.parametrize("rows", [1, 700, BUILD_ROWS])
+def test_every_product_has_as_many_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = random_layer(vocabulary_size=1300, context_length=BUILD_ROWS + 5)
+    multiply, found = torch.mm, []
+
+    def spy(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        found.append(len(left))
+        return multiply(left, right, out=out)
+
+    monkeypatch.setattr(torch, "mm", spy)
+    build(layer, every_id(layer)[:rows], CPU)
+    assert found == [BUILD_ROWS] * (2 + -(-rows // BUILD_ROWS))
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("positions", [True, False], ids=["positions", "no-positions"])
 def test_their_size_is_known_before(norm: Norm, positions: bool) -> None:
