@@ -86,7 +86,11 @@ def _combine_heads(
         for windows, positions, flat in cuts:
             out = target[windows, first : first + together, positions].transpose(0, 1)
             value = buffer[: out.numel()].view(len(table), len(flat), width)
-            value = torch.index_select(table, 1, flat, out=value).view(out.shape)
+            if len(table) == 1:  # which torch's threads share, unlike several tables
+                torch.index_select(table[0], 0, flat, out=value[0])
+            else:
+                torch.index_select(table, 1, flat, out=value)
+            value = value.view(out.shape)
             if addends is None:
                 if rotary is not None:
                     rotate_(value.unsqueeze(3), rotary, positions)
