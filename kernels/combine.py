@@ -13,13 +13,13 @@ from kernels.tables import NormTables, Tables, recompute, rescaling
 # Of a block in float32, a thread. Measured on 2 cores with 2 MB of L2 each, T = 1024, real text,
 # d=768, million tokens a second:
 #   128 kB, 256 kB, 512 kB, 1 MB, 4 MB: float32 0.53, 0.65, 0.79, 0.80, 0.76
-#   cast to bfloat16 within the block:          0.62, 0.79, 1.01, 0.94, 0.96
+#   cast to bfloat16 within the block:          0.64, 0.85, 1.00, 0.99, 0.97
 # Tried beside it, in float32: A with the columns of all heads in a row, stored by head after it was
 # added to (0.79 of it), B added before storing (0.91), windows before heads (0.94), gathering into
 # the output itself (0.91), embedding_bag over A and B (1.02), a sparse product (0.7), numpy.take
-# (0.78); in bfloat16: the sum cast by the addition itself (0.6). torch.compile's C++ was up to 1.8
-# times as fast, but wants a compiler and 25 s, or 4 s once it has been there: a job, which waits
-# for its files, would need millions of tokens to win them back.
+# (0.78); in bfloat16: the addition casting its sum (that alone 0.5). torch.compile's C++ was up
+# to 1.8 times as fast, but wants a compiler and 25 s, or 4 s once it has been there: a job, which
+# waits for its files, would need millions of tokens to win them back.
 BLOCK_BYTES = 1 << 19
 
 

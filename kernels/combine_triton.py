@@ -23,9 +23,9 @@ from kernels.errors import DeviceError
 from kernels.tables import NormTables, Tables, recompute, rescaling
 from kernels.triton_common import current, or_unused, store_qkv
 
-# Of 38 tiles of 16 or 32 tokens, 64 to 256 columns, 4 to 64 segments and 4 or 8 warps, the one that
+# Of 50 tiles of 16 or 32 tokens, 64 to 256 columns, 4 to 64 segments and 4 or 8 warps, the one that
 # is within 5% of the best on an H200 for d=768 and 4096, bfloat16 and float32; without segments it
-# took 1.15 to 1.2 times as long.
+# took 1.15 to 1.3 times as long.
 BLOCK_M, BLOCK_N = 16, 64  # tokens and columns of F
 MOST_SEGMENTS = 16
 ODD_BLOCK_M = 8  # tokens where heads are not aligned, whose many addresses would spill otherwise
