@@ -177,6 +177,7 @@ class _Cluster:
         wanted = needed(job.plans)
         left = iter(job.shards)
         waiting: set[Future[Done]] = set()
+        said: set[str] = set()
 
         def submit(shard: Shard) -> Future[Done]:
             integers = job.source.read(shard.first, shard.stop, wanted)
@@ -186,8 +187,10 @@ class _Cluster:
         def take(done: Done) -> None:
             made: Made
             made, notes = done.value
-            for note in notes:
-                reporter.note(f"{done.node}: {note}")
+            for note in (f"{done.node}: {note}" for note in notes):
+                if note not in said:  # the shards of a node may all have the same to say
+                    reporter.note(note)
+                    said.add(note)
             shard = made.shard
             if job.work.bucket is None:
                 adopt(job.work.root, made.record.name, shard.name)

@@ -29,6 +29,7 @@ from jobs.shards import (
     piece_buffers,
     piece_bytes,
     shard_entry,
+    slower_body,
     write_whole,
 )
 from jobs.staging import Wait, staging_for
@@ -112,6 +113,8 @@ def make_here(
     job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable[[], None]
 ) -> None:
     """Make shards by the threads of this process."""
+    if (note := slower_body(job.source, job.plans)) is not None:
+        reporter.note(note)
     if separate(job.source.backend, job.method):
         _stream(job, reporter, stage, on_shard)
     else:

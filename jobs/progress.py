@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 LINE_SECONDS = 30.0
 FRAME_SECONDS = 0.25
 BAR_WIDTH = 20
+NOTES_KEPT = 200  # the last ones, for run.json
 
 
 class Reporter:
@@ -45,6 +47,7 @@ class Reporter:
         self.quiet = quiet
         self.check = check
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
         self._logs = logs
         self._began = time.monotonic() if began is None else began
         self._first: float | None = None  # when the first stage began
@@ -53,6 +56,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """One line that matters: a choice and its reason, something skipped or counted."""
+        self.notes.append(text)
         if self._logs:
             log.info("%s", text)
         else:

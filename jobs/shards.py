@@ -105,6 +105,16 @@ def make_by_pieces(
     return Made(shard, record, computing, time.monotonic() - began)
 
 
+def slower_body(source: WindowSource, plans: Mapping[str, TensorPlan]) -> str | None:
+    """What people are told where rows are combined by torch, for want of a C compiler."""
+    if source.backend is None or source.tables is None or "q" not in plans:
+        return None
+    body, reason = source.backend.combined_by(source.tables, plans["q"].dtype)
+    if body != "torch-cpu":
+        return None
+    return f"q, k and v are combined by torch, the same but slower than by C: {reason}"
+
+
 def first_step(source: WindowSource) -> int:
     """Windows that compute_whole computes at once, where the device has room for them."""
     return max(1, STEP_TOKENS // source.context_length)

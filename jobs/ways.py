@@ -80,7 +80,7 @@ def make_ways(
     return ways | {
         "direct": Way(what=f"{backend.kernel}, {place}", go=direct, kind="ours", outputs=outputs),
         "tables": Way(
-            what=f"{backend.kernel}, {place}, tables at hand",
+            what=f"{backend.combined_by(tables, dtype)[0]}, {place}, tables at hand",
             go=combine,
             kind="ours",
             outputs=outputs,

@@ -26,7 +26,7 @@ from jobs.choose_tokenizer import load_tokenizer
 from jobs.encode import Encoded, EncodeSettings, encode_segment
 from jobs.errors import ClusterError
 from jobs.inputs.segments import Segment
-from jobs.shards import Made, Shard, make_by_pieces, make_whole, piece_buffers
+from jobs.shards import Made, Shard, make_by_pieces, make_whole, piece_buffers, slower_body
 from jobs.tokenizer import ENCODINGS, Tokenizer
 from jobs.versions import versions
 from kernels.dispatch import Backend, choose
@@ -229,8 +229,10 @@ def _make(
     root: Path, setup: WindowSetup, source: WindowSource, shard: Shard
 ) -> tuple[Made, list[str]]:
     if separate(source.backend, "direct" if source.tables is None else "tables"):
+        note = slower_body(source, setup.plans)
         buffers = piece_buffers(setup.plans)
-        return make_by_pieces(root, source, setup.plans, shard, buffers, _no_progress), []
+        made = make_by_pieces(root, source, setup.plans, shard, buffers, _no_progress)
+        return made, [] if note is None else [note]
     notes: list[str] = []
     return make_whole(root, source, setup.plans, shard, notes.append), notes
 

@@ -1,32 +1,15 @@
 """Method `tables` on the CPU: for each head gather rows of A, add B, rescale, turn, store.
 
-The GPU's body of the same function is in combine_triton.py.
+By combine_c.py where a C compiler is at hand, else by combine_torch.py, with the same bits. The
+GPU's body of the same function is in combine_triton.py.
 """
 
 import torch
 from torch import Tensor
 
-from kernels.blocks import blocks
-from kernels.rotary import Rotary, rotate_
-from kernels.tables import NormTables, Tables, recompute, rescaling
-
-# Of a block in float32, a thread. Measured on 2 cores with 2 MB of L2 each, T = 1024, real text,
-# d=768, million tokens a second:
-#   128 kB, 256 kB, 512 kB, 1 MB, 4 MB: float32 0.53, 0.65, 0.79, 0.80, 0.76
-#   cast to bfloat16 within the block:          0.64, 0.85, 1.00, 0.99, 0.97
-# Tried beside it, in float32: A with the columns of all heads in a row, stored by head after it was
-# added to (0.79 of it), B added before storing (0.91), windows before heads (0.94), gathering into
-# the output itself (0.91), embedding_bag over A and B (1.02), a sparse product (0.7), numpy.take
-# (0.78); in bfloat16: the addition casting its sum (that alone 0.5). torch.compile's C++ was up
-# to 1.8 times as fast, but wants a compiler and 25 s, or 4 s once it has been there: a job, which
-# waits for its files, would need millions of tokens to win them back.
-BLOCK_BYTES = 1 << 19
-
-
-def block_rows(width: int) -> int:
-    """Tokens whose `width` columns are combined at once, by all threads: a power of two."""
-    rows = BLOCK_BYTES * torch.get_num_threads() // (4 * width)
-    return 1 << max(0, rows.bit_length() - 1)
+from kernels import combine_c, combine_torch
+from kernels.lengths import lengths
+from kernels.tables import Tables, recompute, rescaling
 
 
 def combine(
@@ -44,82 +27,36 @@ def combine(
 
     Raises:
         ValueError: if windows are longer than the positions.
+        IndexError: if A has no such row.
     """
     tables.check_length(rows.shape[1])
+    if rows.numel() == 0:
+        return
+    count = tables.token_table.shape[1]
+    least, most = (int(value) for value in rows.aminmax())
+    if least < 0 or most >= count:
+        raise IndexError(f"rows from {least} to {most}, but A has {count}")
     scale = lost = None
     if tables.norm is not None:
-        scale, lost = rescaling(tables.norm, rows, _lengths(tables.norm, rows))
+        scale, lost = rescaling(tables.norm, rows, lengths(tables.norm, rows))
     outputs = (q, k, v)
     head = 0
     for name, heads, target in zip("qkv", tables.head_counts, outputs, strict=True):
         if target is not None:
+            some = slice(head, head + heads)
             rotary = None if name == "v" else tables.rotary
-            _combine_heads(tables, slice(head, head + heads), rows, scale, rotary, target)
+            run, _ = combine_c.function(tables.head_dim, target.dtype)
+            # C writes the values of a head side by side only.
+            if run is None or target.stride(3) != 1:
+                combine_torch.combine_heads(tables, some, rows, scale, rotary, target)
+            else:
+                combine_c.combine_heads(run, tables, some, rows, scale, rotary, target)
         head += heads
     if lost is not None:
         recompute(tables, rows, lost, outputs)
 
 
-def _combine_heads(
-    tables: Tables,
-    heads: slice,
-    rows: Tensor,
-    scale: Tensor | None,
-    rotary: Rotary | None,
-    target: Tensor,
-) -> None:
-    """Write q, k or v [W, heads, T, Dh], in blocks of tokens and of heads that are stored together.
-
-    All tokens of one head come before the next head, unless they are too few to fill a block, or
-    the heads of a token lie side by side in the target.
-    """
-    count, width = heads.stop - heads.start, tables.head_dim
-    side_by_side = target.stride(1) < target.stride(2)
-    together = count if side_by_side else min(count, block_rows(width) // max(1, rows.numel()) or 1)
-    per_block = block_rows(together * width)
-    cuts = [(*cut, rows[cut].reshape(-1)) for cut in blocks(rows, per_block)]
-    buffer = torch.empty(together * min(per_block, rows.numel()) * width)
-    norm, addends = tables.norm, tables.position_table
-    for first in range(0, count, together):
-        some = slice(heads.start + first, min(heads.start + first + together, heads.stop))
-        table = tables.token_table[some]
-        for windows, positions, flat in cuts:
-            out = target[windows, first : first + together, positions].transpose(0, 1)
-            value = buffer[: out.numel()].view(len(table), len(flat), width)
-            if len(table) == 1:  # which torch's threads share, unlike several tables
-                torch.index_select(table[0], 0, flat, out=value[0])
-            else:
-                torch.index_select(table, 1, flat, out=value)
-            value = value.view(out.shape)
-            if addends is None:
-                if rotary is not None:
-                    rotate_(value.unsqueeze(3), rotary, positions)
-                out.copy_(value)
-            elif norm is None or scale is None:
-                _store_sum(value, addends[some, None, positions], out)
-            else:
-                value += addends[some, None, positions]
-                value *= scale[windows, positions].unsqueeze(2)
-                _store_sum(value, norm.constant.view(-1, 1, 1, width)[some], out)
-
-
-def _store_sum(value: Tensor, addend: Tensor, out: Tensor) -> None:
-    """Write value + addend, in one pass where nothing is rounded; value is changed."""
-    if out.dtype == value.dtype:
-        torch.add(value, addend, out=out)
-    else:
-        out.copy_(value.add_(addend))
-
-
-def _lengths(norm: NormTables, rows: Tensor) -> Tensor:
-    """Lengths of x = s E[t] + P[p], without its mean for layernorm, float32 [W, T]."""
-    lengths = torch.empty(rows.shape)
-    means = norm.means(rows)
-    for windows, positions in blocks(rows, block_rows(norm.token_features.shape[1])):
-        block = rows[windows, positions]
-        x = norm.token_features.index_select(0, block.reshape(-1)).view(*block.shape, -1)
-        x += norm.position_features[positions]
-        if means is not None:
-            x -= means[windows, positions].unsqueeze(2)
-        torch.linalg.vector_norm(x, dim=2, out=lengths[windows, positions])
-    return lengths
+def body(tables: Tables, dtype: torch.dtype) -> tuple[str, str]:
+    """What combines here, "C" or "torch-cpu", and which compiler that is or why there is none."""
+    run, reason = combine_c.function(tables.head_dim, dtype)
+    return ("torch-cpu" if run is None else "C"), reason

@@ -40,6 +40,7 @@ class Backend:
     embed: Callable[[PackedLayer, Tensor, Tensor], None]
     project: Callable[..., None]  # PackedLayer, ids, q, k, v
     combine: Callable[..., None]  # Tables, rows, q, k, v; the CPU takes any of the three alone
+    combined_by: Callable[[Tables, torch.dtype], tuple[str, str]]  # which body of it, and why
     place: dict[str, Any]  # what of the machine decides the bits
     direct_shape: Callable[[PackedLayer], dict[str, Any]]  # of the kernels' blocks, likewise
     tables_shape: Callable[[Tables], dict[str, Any]]
@@ -118,6 +119,7 @@ def _cpu(reason: str) -> Backend:
         embed=direct.embed,
         project=direct.project,
         combine=combine.combine,
+        combined_by=combine.body,
         place=_cpu_place(),
         direct_shape=lambda layer: {"block_rows": direct.block_rows(layer)},
         tables_shape=lambda tables: {"build_rows": BUILD_ROWS},
@@ -156,6 +158,7 @@ def _cuda(device: torch.device, dtype: torch.dtype, tf32: bool, reason: str) -> 
         embed=direct_triton.embed,
         project=partial(direct_triton.project, tf32=tf32),
         combine=combine_triton.combine,
+        combined_by=lambda tables, dtype: ("triton", reason),
         place={"gpu": torch.cuda.get_device_name(device)},
         direct_shape=lambda layer: asdict(direct_triton.tile_for(layer)),
         tables_shape=lambda tables: {

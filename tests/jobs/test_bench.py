@@ -33,6 +33,7 @@ def test_every_way_is_checked_and_timed() -> None:
         assert way["tokens_per_second"] == pytest.approx(64 / way["seconds"])
         assert way["error"] is None or way["error"] < 1e-5
     assert result["direct"]["kernel"] == result["tables"]["kernel"] == "torch-cpu"
+    assert ways["tables"]["what"].startswith("C, into")
     figures = result["figures"]
     assert figures["rows"] == result["distinct_tokens"] + 16
     assert figures["bytes"] == 4 * (figures["rows"] * 96 + result["distinct_tokens"])
@@ -69,6 +70,13 @@ def test_figures_of_tables_follow_from_the_times(combining: float, break_even: i
     written, read = 64 * 96 * 4, 4 * ((9 + 16) * 96 + 9)
     assert figures.copy_bytes_per_second == pytest.approx(2 * written / 5e-4)
     assert figures.share_of_copy == pytest.approx((written + read) / combining * 5e-4 / 2 / written)
+
+
+def test_without_a_c_compiler_the_tables_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    (result,) = succeed("bench", *SMALL, "--device", "cpu", "--json").json
+    whats = {way["name"]: way["what"] for way in result["ways"]}
+    assert whats["tables"].startswith("torch-cpu, into")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -101,6 +101,22 @@ def test_the_bytes_are_those_of_one_machine(
     assert not (tmp_path / "there" / ".work").exists()
 
 
+def test_a_node_without_a_c_compiler_gives_the_same_bytes_and_says_so_once(
+    tmp_path: Path, ray_cluster: Any, corpus: Path
+) -> None:
+    job = ("run", corpus, *JOB, "--method", "tables", "--shard-size", "20kB")
+    succeed(*job, "--out", tmp_path / "here")
+    node = ray_cluster.add_node(**NODE, env_vars={"CC": "no-such-compiler"})
+    try:
+        process = on_ray(ray_cluster, *job, "--out", tmp_path / "there", "--workers", 8)
+        said = finish(process)
+    finally:
+        ray_cluster.remove_node(node)
+    (line,) = [line for line in said.splitlines() if "slower than by C" in line]
+    assert line.endswith("CC names 'no-such-compiler', which is no program")
+    assert sums(tmp_path / "here") == sums(tmp_path / "there")
+
+
 def test_nothing_is_lost_or_done_twice_where_workers_and_a_node_die(
     tmp_path: Path, ray_cluster: Any, corpus: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The window stage: shards of several threads, by pieces and whole."""
 
+import json
 import os
 import resource
 import subprocess
@@ -35,6 +36,32 @@ def command(tmp_path: Path) -> tuple[object, ...]:
         "--device", "cpu", "--shard-size", "40kB", "--batch-size", 1, "--export", "tokens",
         "--export", "features", "--export", "qkv",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_without_a_c_compiler_the_bytes_are_the_same_and_it_is_said(
+    tmp_path: Path, command: tuple[object, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = (*command, "--method", "tables", "--dtype", dtype)
+    said = succeed(*job, "--out", tmp_path / "by-c").stderr
+    assert "by torch" not in said
+    monkeypatch.setenv("CC", "no-such-compiler")
+    said = succeed(*job, "--out", tmp_path / "by-torch").stderr
+    note = "q, k and v are combined by torch, the same but slower than by C: CC names "
+    note += "'no-such-compiler', which is no program"
+    assert f"{note}\n" in said
+    assert note in json.loads((tmp_path / "by-torch" / "run.json").read_text())["notes"]
+    one, other = ((tmp_path / name / "SHA256SUMS").read_text() for name in ("by-c", "by-torch"))
+    assert one == other
+
+
+@pytest.mark.parametrize("options", [("--method", "direct"), ("--artifact", "compact")], ids=str)
+def test_where_nothing_is_combined_no_compiler_is_missed(
+    tmp_path: Path, command: tuple[object, ...], options: tuple[object, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "by torch" not in succeed(*command, *options, "--out", tmp_path / "out").stderr
 
 
 @pytest.mark.parametrize("method", ["tables", "direct"])

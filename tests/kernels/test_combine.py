@@ -7,14 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import combine, direct, reference
+from kernels import combine, combine_c, combine_torch, direct, reference
 from kernels.layer import DTYPES, FirstLayer, Norm
 from kernels.packed import pack
 from kernels.tables import Tables, build
 from tests.helpers import FINISHED, assert_within_rule, nan_outputs, random_ids, random_layer
 
 CPU = torch.device("cpu")
+BODIES = ["C", "torch-cpu"]
 NORMS: list[Norm] = ["none", "layernorm", "rmsnorm"]
+
+
+def take_body(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Combine by one of BODIES from here on; C must be there."""
+    if name == "torch-cpu":
+        monkeypatch.setenv("CC", "no-such-compiler")
+    found, _ = combine.body(build(random_layer(), torch.arange(9).int(), CPU), torch.float32)
+    assert found == name
 
 
 def tables_for(layer: FirstLayer, ids: Tensor) -> Tables:
@@ -161,9 +170,11 @@ def test_a_position_that_cancels_a_token_costs_no_accuracy(nearness: float, norm
     ],
 )
 @pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("body", BODIES)
 def test_two_batchings_give_the_same_bits(
-    what: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
+    body: str, what: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    take_body(body, monkeypatch)
     layer = random_layer(context_length=37, **what).to(DTYPES[dtype])
     ids = random_ids(23, 37)
     tables = tables_for(layer, ids)
@@ -171,7 +182,8 @@ def test_two_batchings_give_the_same_bits(
     combine.combine(tables, tables.rows(ids), *together)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(3))
     apart = nan_outputs(layer, 23, 37)
-    monkeypatch.setattr(combine, "BLOCK_BYTES", 5000)
+    monkeypatch.setattr(combine_c, "PART_BYTES", 5000)
+    monkeypatch.setattr(combine_torch, "BLOCK_BYTES", 5000)
     for rows in torch.split(order, 5):
         outputs = nan_outputs(layer, len(rows), 37)
         combine.combine(tables, tables.rows(ids[rows]), *outputs)
@@ -181,15 +193,18 @@ def test_two_batchings_give_the_same_bits(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("block_bytes", [1 << 19, 5000, 1], ids=lambda size: f"{size}-bytes")
 @pytest.mark.parametrize("windows", [1, 5, 40])
 def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched(
-    windows: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+    windows: int, block_bytes: int, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = random_layer(kv_heads=2)
     ids = random_ids(windows, 16)
     expected = combined(layer, ids)
-    monkeypatch.setattr(combine, "BLOCK_BYTES", block_bytes)
+    take_body(body, monkeypatch)
+    monkeypatch.setattr(combine_c, "PART_BYTES", block_bytes)
+    monkeypatch.setattr(combine_torch, "BLOCK_BYTES", block_bytes)
     storage = [torch.full((windows, 16, 7, 16), torch.nan) for _ in "qkv"]
     views = [s[:, :, : e.shape[1]].transpose(1, 2) for s, e in zip(storage, expected, strict=True)]
     tables = tables_for(layer, ids)
@@ -197,18 +212,6 @@ def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched(
     for view, whole, values in zip(views, storage, expected, strict=True):
         assert torch.equal(values, view)
         assert bool(torch.isnan(whole[:, :, values.shape[1] :]).all())
-
-
-def test_a_block_is_a_power_of_two_of_tokens_for_each_thread() -> None:
-    threads = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append([combine.block_rows(width) for width in (7, 64, 768)])
-    finally:
-        torch.set_num_threads(threads)
-    assert found == [[16384, 2048, 128], [32768, 4096, 256], [32768, 4096, 512]]
 
 
 def test_no_windows_is_no_work() -> None:
@@ -222,3 +225,26 @@ def test_windows_longer_than_the_positions_are_refused() -> None:
     tables = build(layer, torch.arange(101, dtype=torch.int32), CPU)
     with pytest.raises(ValueError, match="17 tokens a window, but 16 positions"):
         combine.combine(tables, random_ids(2, 17), *nan_outputs(layer, 2, 17))
+
+
+def test_a_row_that_is_not_there_is_refused() -> None:
+    layer = random_layer()
+    tables = build(layer, torch.arange(50, dtype=torch.int32), CPU)
+    outputs = nan_outputs(layer, 1, 16)
+    for wrong in (-1, 50):
+        rows = torch.arange(16, dtype=torch.int32).view(1, 16)
+        rows[0, 15] = wrong
+        with pytest.raises(IndexError, match="but A has 50"):
+            combine.combine(tables, rows, *outputs)
+    assert all(bool(torch.isnan(output).all()) for output in outputs)
+
+
+def test_outputs_whose_values_do_not_lie_side_by_side_are_written_too() -> None:
+    layer = random_layer()
+    ids = random_ids(3, 16)
+    tables = tables_for(layer, ids)
+    apart = [torch.full((*o.shape, 2), torch.nan) for o in nan_outputs(layer, 3, 16)]
+    combine.combine(tables, tables.rows(ids), *(storage[..., 0] for storage in apart))
+    for whole, expected in zip(apart, combined(layer, ids), strict=True):
+        assert torch.equal(whole[..., 0], expected)
+        assert bool(torch.isnan(whole[..., 1]).all())

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,6 +20,16 @@ def test_the_cpu_is_taken_when_asked_for() -> None:
     assert backend.project is direct.project
     assert backend.combine is combine.combine
     assert backend.reason == "the CPU was asked for"
+
+
+def test_the_cpu_combines_by_c_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = build(random_layer(), torch.arange(9, dtype=torch.int32), torch.device("cpu"))
+    body, compiler = choose("cpu", torch.float32).combined_by(tables, torch.float32)
+    assert body == "C"
+    assert Path(compiler).is_file()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    body, reason = choose("cpu", torch.float32).combined_by(tables, torch.float32)
+    assert (body, reason) == ("torch-cpu", "CC names 'no-such-compiler', which is no program")
 
 
 @without_gpu
