@@ -33,6 +33,7 @@ from jobs.shards import (
     write_whole,
 )
 from jobs.staging import Wait, staging_for
+from kernels.alone import lone_threads
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,7 @@ def _stream(job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable
     """As many shards as there are threads are made at once, each by one thread and one that hashes:
     a hash cannot be shared by threads, and neither can the writes to one file.
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(job.shards))
+    workers = min(torch.get_num_threads(), len(job.shards))
     idle: SimpleQueue[list[Tensor]] = SimpleQueue()
     for _ in range(workers):
         idle.put(piece_buffers(job.plans))
@@ -144,22 +144,18 @@ def _stream(job: WindowJob, reporter: Reporter, stage: Stage, on_shard: Callable
         log.info(WROTE, shard.name, made.record.bytes, made.seconds)
         return made
 
-    try:
-        with ThreadPoolExecutor(workers, "shard", torch.set_num_threads, (1,)) as pool:
-            futures = [pool.submit(write, shard) for shard in job.shards]
-            try:
-                for future in as_completed(futures):
-                    made = future.result()
-                    reporter.add("compute", made.computing / workers)
-                    reporter.add("write", (made.seconds - made.computing) / workers)
-                    on_shard()
-            except BaseException:
-                # Shards that other threads are at are finished first: they are kept.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        # What a thread of the pool set is what torch gives to threads that start later.
-        torch.set_num_threads(threads)
+    with lone_threads(workers, "shard") as pool:
+        futures = [pool.submit(write, shard) for shard in job.shards]
+        try:
+            for future in as_completed(futures):
+                made = future.result()
+                reporter.add("compute", made.computing / workers)
+                reporter.add("write", (made.seconds - made.computing) / workers)
+                on_shard()
+        except BaseException:
+            # Shards that other threads are at are finished first: they are kept.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _compute_ahead(

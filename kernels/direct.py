@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.alone import each_alone
 from kernels.blocks import blocks
 from kernels.packed import PackedLayer
 from kernels.rotary import rotate_
@@ -49,21 +50,23 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
         raise ValueError(f"{ids.shape[1]} tokens a window, but {len(place)} positions")
     rows = block_rows(layer)
     heads = [layer.heads, layer.kv_heads, layer.kv_heads]
-    buffer = torch.empty(rows, layer.weight.shape[0])
-    for windows, positions in blocks(ids, rows):
-        block = ids[windows, positions]
-        z = _normalise(layer, _embed_block(layer, block, positions))
-        out = buffer[: block.numel()]
+
+    def compute(block: tuple[slice, slice]) -> None:
+        windows, positions = block
+        ids_of_block = ids[block]
+        z = _normalise(layer, _embed_block(layer, ids_of_block, positions))
         if layer.bias is None:
-            torch.mm(z, layer.weight.t(), out=out)
+            out = torch.mm(z, layer.weight.t())
         else:
-            torch.addmm(layer.bias, z, layer.weight.t(), out=out)
-        by_head = out.view(*block.shape, sum(heads), layer.head_dim)
+            out = torch.addmm(layer.bias, z, layer.weight.t())
+        by_head = out.view(*ids_of_block.shape, sum(heads), layer.head_dim)
         parts = torch.split(by_head, heads, dim=2)
         for part, norm in zip(parts, (layer.q_norm, layer.k_norm), strict=False):
             _finish(layer, part, norm, positions)
         for target, part in zip((q, k, v), parts, strict=True):
             target[windows, :, positions] = part.transpose(1, 2)
+
+    each_alone(compute, blocks(ids, rows))
 
 
 def _embed_block(layer: PackedLayer, ids: Tensor, positions: slice) -> Tensor:

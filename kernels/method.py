@@ -11,10 +11,10 @@ from kernels.errors import MethodError
 from kernels.names import Asked
 from kernels.tables import LEAST_WIDTH, NORMED_SUMS
 
-# Tokens for each row to build from which tables are taken. A row is built in float64, which costs
-# as much as 2 tokens of direct on a CPU, and combining is not free: tables break even at 2 tokens a
-# row at d=768 and at 4 at d=64, as `qkvmill bench` shows.
-PAYS_FROM = 4
+# Tokens for each row to build from which tables are taken. A row is built in float64, and combining
+# is not free: on a CPU tables break even at 2 tokens a row at d=768 and at 4 at d=64, as `qkvmill
+# bench` shows. On a GPU direct has tensor cores: there it is 16 tokens at d=768 and 6 at d=4096.
+PAYS_FROM = {"cpu": 4, "cuda": 10}
 MEMORY_SHARE = 0.5  # of all memory, so that the choice does not hang on what else is running
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -71,11 +71,12 @@ def choose_method(
         return Method("tables", "it was asked for")
     if obstacle:
         return Method("direct", obstacle)
+    pays_from = PAYS_FROM[device.type]
     counts = f"{tokens:,} tokens to project are {tokens / rows:.1f} times the {rows:,} rows"
-    if tokens < PAYS_FROM * rows:
-        return Method("direct", f"{counts} that tables need, and they pay from {PAYS_FROM} times")
+    if tokens < pays_from * rows:
+        return Method("direct", f"{counts} that tables need, and they pay from {pays_from} times")
     return Method(
-        "tables", f"{counts} to build, {table_bytes / 1e6:.1f} MB; they pay from {PAYS_FROM} times"
+        "tables", f"{counts} to build, {table_bytes / 1e6:.1f} MB; they pay from {pays_from} times"
     )
 
 

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.alone import each_alone
 from kernels.errors import LayerError
 from kernels.layer import FirstLayer, Norm
 from kernels.rotary import Rotary
@@ -171,12 +172,25 @@ def build(
         raise LayerError(f"{NORMED_SUMS}; give --method direct")
     weight, constant = (tensor.to(device) for tensor in _fold(layer))
     total_width, d = weight.shape
-    product = weight.new_empty(BUILD_ROWS, total_width)
 
     def project(features: Tensor) -> Tensor:
         """features [n, d] W'^T, as a product of BUILD_ROWS rows whatever n is."""
         whole = F.pad(features, (0, 0, 0, BUILD_ROWS - len(features)))
-        return torch.mm(whole, weight.t(), out=product)[: len(features)]
+        return torch.mm(whole, weight.t())[: len(features)]
+
+    def each_block(work: Callable[[int, int], None], count: int) -> None:
+        """Call `work` for blocks of BUILD_ROWS rows, and tell `advance` of each."""
+
+        def one(block: tuple[int, int]) -> None:
+            first, stop = block
+            work(first, stop)
+            advance(stop - first)
+
+        if device.type == "cpu":
+            each_alone(one, _blocks(count))
+        else:
+            for block in _blocks(count):
+                one(block)
 
     def by_head(rows: Tensor) -> Tensor:
         """rows [n, F] as [H + 2 Hk, n, Dh]."""
@@ -192,9 +206,11 @@ def build(
         shift = addends.mean(0)
         addends -= shift
         position_table = empty_table(len(addends))
-        for first, stop in _blocks(len(addends)):
+
+        def make_b(first: int, stop: int) -> None:
             position_table[:, first:stop] = by_head(project(addends[first:stop]))
-            advance(stop - first)
+
+        each_block(make_b, len(addends))
     norm = None
     count = len(token_ids)
     if layer.norm != "none" and layer.position is not None and addends is not None:
@@ -212,7 +228,8 @@ def build(
             eps=layer.eps,
         )
     token_table = empty_table(count)
-    for first, stop in _blocks(count):
+
+    def make_a(first: int, stop: int) -> None:
         ids = token_ids[first:stop].long().to(layer.embedding.device)
         rows = layer.embedding.index_select(0, ids)
         x = rows.to(device, torch.float64) * layer.embedding_scale
@@ -229,7 +246,8 @@ def build(
             finished = project(addend).add_(constant)
             _normalise_heads(layer, finished)
             token_table[:, first:stop] = by_head(finished)
-        advance(stop - first)
+
+    each_block(make_a, count)
     return Tables(
         token_ids=token_ids,
         token_table=token_table,

@@ -171,7 +171,8 @@ def test_an_export_by_way_of_device_buffers_has_the_same_bytes(
     monkeypatch.setattr(jobshards, "fill", fill)
     monkeypatch.setattr(compute, "separate", lambda *_: False)
     monkeypatch.setattr(compute, "staging_for", CopyStream)
-    monkeypatch.setattr(jobshards, "STEP_TOKENS", 16 * 4)
+    for module in (compute, jobshards):
+        monkeypatch.setattr(module, "first_step", lambda _: 4)
     result = succeed(*job, "--out", tmp_path / "out")
     assert ("the GPU's memory ran out" in result.stderr) == (largest < 4)
     assert streams.asked.count("copy") > 5 * plain["shards"]

@@ -74,6 +74,25 @@ def test_strided_outputs_get_the_same_values_and_nothing_else_is_touched() -> No
         assert bool(torch.isnan(whole[:, :, values.shape[1] :]).all())
 
 
+@pytest.mark.parametrize("d", [64, 2048])
+def test_bits_do_not_hang_on_threads(d: int) -> None:
+    # MKL's product of d=2048 does.
+    layer = random_layer(d=d, heads=32, head_dim=64, context_length=300)
+    ids = random_ids(2, 300)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(nan_outputs(layer, 2, 300))
+            direct.project(pack(layer, CPU), ids, *found[-1])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
 def test_no_windows_is_no_work() -> None:
     layer = random_layer()
     direct.project(pack(layer, CPU), random_ids(1, 16)[:0], *nan_outputs(layer, 0, 16))

@@ -40,6 +40,20 @@ def test_direct_is_taken_where_they_do_not_pay(counts: dict[str, Any], reason: s
     assert reason in chosen.reason
 
 
+@pytest.mark.parametrize(("kind", "rows"), [("cpu", 4), ("cuda", 10)])
+def test_tokens_a_row_from_which_tables_pay_are_those_of_the_device(
+    kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method, "total_memory", lambda _: 80 << 30)
+    for tokens, name in ((rows * 100, "tables"), (rows * 100 - 1, "direct")):
+        chosen = choose_method(
+            "auto", tokens=tokens, rows=100, table_bytes=10**6, d_model=64,
+            device=torch.device(kind),
+        )  # fmt: skip
+        assert chosen.name == name
+        assert f"they pay from {rows} times" in chosen.reason
+
+
 def test_what_is_asked_for_is_taken() -> None:
     assert choose("direct").name == "direct"
     assert choose("tables", tokens=1).name == "tables"

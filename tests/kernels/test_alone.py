@@ -1,0 +1,61 @@
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kernels.alone import each_alone, lone_threads
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count}-threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_each_item_is_worked_at_once_by_one_thread(threads: int, count: int) -> None:
+    done: list[int] = []
+    shared: set[int] = set()
+
+    def work(item: int) -> None:
+        shared.add(torch.get_num_threads())
+        done.append(item)
+
+    each_alone(work, range(count))
+    assert sorted(done) == list(range(count))
+    assert shared == ({1} if count else set())
+    assert torch.get_num_threads() == threads
+
+
+def test_as_many_are_worked_at_as_torch_has_threads(threads: int) -> None:
+    barrier = threading.Barrier(threads, timeout=30)
+    each_alone(lambda _: barrier.wait(), range(2 * threads))
+
+
+def test_an_error_ends_it_and_nothing_else_is_begun(threads: int) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            raise KeyError("first")
+        time.sleep(0.01)
+
+    with pytest.raises(KeyError, match="first"):
+        each_alone(work, range(500))
+    assert len(begun) < 250
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_that_start_later_get_what_torch_had(threads: int) -> None:
+    with lone_threads(2, "test") as pool:
+        assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [threads]
