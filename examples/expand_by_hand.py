@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,12 +77,14 @@ def normalised(t: Tensors, eps: float, row: Tensor, out: Tensor) -> Tensor:
     centred = x
     if "token_means" in t:  # layernorm
         centred = x - (t["token_means"][row] + t["position_means"])[:, None]
-    length = torch.linalg.vector_norm(centred, dim=1)
-    r = (length.double() ** 2 / x.shape[1] + eps).rsqrt().float()
+    # Squares in float64, of which each 32nd are added in order, and then the 32 sums.
+    lanes = F.pad(centred.double() ** 2, (0, -x.shape[1] % 32)).unflatten(1, (-1, 32))
+    square = lanes.cumsum(1)[:, -1].cumsum(1)[:, -1]
+    r = (square / x.shape[1] + eps).rsqrt().float()
     constant = t["constant"].view(len(out), 1, -1)
     out = out * r[:, None] + constant
     larger = torch.maximum(t["token_lengths"][row], t["position_lengths"])
-    for p in (length < larger / 2).nonzero().flatten():
+    for p in (square < (larger.double() / 2) ** 2).nonzero().flatten():
         z = t["token_features"][row[p]].double() + t["position_features"][p]
         z -= z.mean() if "token_means" in t else 0
         z *= (z.square().mean() + eps).rsqrt()

@@ -3,6 +3,7 @@
 from exporters.manifest import Manifest
 from exporters.tablefile import TABLES
 from exporters.windows import STARTS
+from kernels.squares import LANES
 
 
 def recipe(manifest: Manifest) -> tuple[str, ...]:
@@ -45,18 +46,27 @@ def recipe(manifest: Manifest) -> tuple[str, ...]:
             'c, s = t["rotary_cos"], t["rotary_sin"]',
             "a[:], b[:] = a * c - b * s, b * c + a * s",
         ]
+    elif added and layer["norm"] != "none":
+        d, mean = layer["d_model"], ""
+        if layer["norm"] == "layernorm":
+            mean = ' - (t["token_means"][row] + t["position_means"])[:, None]'
+        squares = "(x.double() ** 2)"
+        if d % LANES:
+            lines[0] += ", torch.nn.functional as F"
+            squares = f"F.pad(x.double() ** 2, (0, {-d % LANES}))"
+        sums = f"{squares}.view(-1, {-(-d // LANES)}, {LANES}).cumsum(1)[:, -1].cumsum(1)[:, -1:]"
+        constant = f't["constant"].view(-1, 1, {head_dim})'
+        lines += [
+            'row = torch.searchsorted(t["token_ids"], ids)',
+            f'x = t["token_features"][row] + t["position_features"]{mean}',
+            f"r = ({sums} / {d} + {layer['eps']}).rsqrt().float()",
+            f'out = (t["token_table"][:, row]{position}) * r + {constant}',
+        ]
     else:
         lines += [
             'row = torch.searchsorted(t["token_ids"], ids)',
             f'out = t["token_table"][:, row]{position}',
         ]
-    if added and layer["norm"] != "none":
-        mean = ' - (t["token_means"][row] + t["position_means"])[:, None]'
-        mean = mean if layer["norm"] == "layernorm" else ""
-        lines.append(f'x = t["token_features"][row] + t["position_features"]{mean}')
-        square = f"x.norm(dim=1, keepdim=True).double() ** 2 / {layer['d_model']}"
-        constant = f't["constant"].view(-1, 1, {head_dim})'
-        lines.append(f"out = out * ({square} + {layer['eps']}).rsqrt().float() + {constant}")
     split = f"split([{heads}, {kv_heads}, {kv_heads}])"
     lines.append(f"q, k, v = out.to(torch.{layer['dtype']}).{split}")
     return tuple(lines)

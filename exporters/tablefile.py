@@ -83,7 +83,9 @@ def load_tables(path: Place) -> Tables:
         _check_shapes(header)
         heads, kv_heads, eps, interleaved = _scalars(header)
         with local_copy(path) as local, open_tensors(local) as file:
-            tensors = {name: file.get_tensor(name) for name in header.tensors}
+            mapped = {name: file.get_tensor(name) for name in header.tensors}
+        # A header of an odd length leaves them where no number may begin.
+        tensors = {n: t.clone() if t.data_ptr() % t.itemsize else t for n, t in mapped.items()}
         token_ids = tensors["token_ids"]
         if not bool((token_ids[1:] > token_ids[:-1]).all()) or int(token_ids[0]) < 0:
             raise ValueError("token_ids do not ascend from 0 on")

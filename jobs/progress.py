@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 LINE_SECONDS = 30.0
 FRAME_SECONDS = 0.25
 BAR_WIDTH = 20
-NOTES_KEPT = 200  # the last ones, for run.json
 
 
 class Reporter:
@@ -47,7 +45,7 @@ class Reporter:
         self.quiet = quiet
         self.check = check
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
-        self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
+        self.notes: list[str] = []
         self._logs = logs
         self._began = time.monotonic() if began is None else began
         self._first: float | None = None  # when the first stage began

@@ -147,6 +147,6 @@ def write_run(root: Place, started: datetime, reporter: Reporter) -> None:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "notes": list(reporter.notes),
+        "notes": reporter.notes,
     }
     write_text(root, RUN, json.dumps(document, indent=1) + "\n")

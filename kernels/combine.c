@@ -81,7 +81,8 @@ static inline void finish(item *restrict to, const float *restrict a, const floa
         return;
     }
     const int64_t half = job->half;
-    const float *restrict cosine = job->cosine + t * half, *restrict sine = job->sine + t * half;
+    const float *restrict cosine = half ? job->cosine + t * half : NULL;
+    const float *restrict sine = half ? job->sine + t * half : NULL;
     if (job->interleaved) {
         for (int64_t i = 0; i < half; i++) {
             to[2 * i] = rounded(a[2 * i] * cosine[i] - a[2 * i + 1] * sine[i]);

@@ -1,14 +1,14 @@
 """Method `tables` on the CPU: for each head gather rows of A, add B, rescale, turn, store.
 
-By combine_c.py where a C compiler is at hand, else by combine_torch.py, with the same bits. The
-GPU's body of the same function is in combine_triton.py.
+By combine_c.py where a C compiler is at hand, else by combine_torch.py, with the same bits, but of
+NaN, whose bits torch itself rounds in two ways. The GPU's body of the same function is in
+combine_triton.py.
 """
 
 import torch
 from torch import Tensor
 
-from kernels import combine_c, combine_torch
-from kernels.lengths import lengths
+from kernels import combine_c, combine_torch, squares
 from kernels.tables import Tables, recompute, rescaling
 
 
@@ -26,10 +26,15 @@ def combine(
     combined with it.
 
     Raises:
-        ValueError: if windows are longer than the positions.
+        ValueError: if windows are longer than the positions, or an output has another shape.
         IndexError: if A has no such row.
     """
     tables.check_length(rows.shape[1])
+    outputs = (q, k, v)
+    for heads, target in zip(tables.head_counts, outputs, strict=True):
+        shape = (rows.shape[0], heads, rows.shape[1], tables.head_dim)
+        if target is not None and target.shape != shape:
+            raise ValueError(f"an output of {tuple(target.shape)} instead of {shape}")
     if rows.numel() == 0:
         return
     count = tables.token_table.shape[1]
@@ -38,8 +43,7 @@ def combine(
         raise IndexError(f"rows from {least} to {most}, but A has {count}")
     scale = lost = None
     if tables.norm is not None:
-        scale, lost = rescaling(tables.norm, rows, lengths(tables.norm, rows))
-    outputs = (q, k, v)
+        scale, lost = rescaling(tables.norm, rows, squares.squares(tables.norm, rows))
     head = 0
     for name, heads, target in zip("qkv", tables.head_counts, outputs, strict=True):
         if target is not None:
@@ -59,4 +63,6 @@ def combine(
 def body(tables: Tables, dtype: torch.dtype) -> tuple[str, str]:
     """What combines here, "C" or "torch-cpu", and which compiler that is or why there is none."""
     run, reason = combine_c.function(tables.head_dim, dtype)
+    if run is not None and tables.norm is not None:
+        run, reason = squares.function()
     return ("torch-cpu" if run is None else "C"), reason

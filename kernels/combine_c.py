@@ -59,7 +59,7 @@ def combine_heads(
     item = target.element_size()
     job = _Job(
         token_table=address(table),
-        rows=address(rows),
+        rows=address(rows, torch.int32),
         out=target.data_ptr(),
         windows=target.shape[0],
         heads=len(table),

@@ -199,7 +199,7 @@ def combine(tables: Tables, rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> No
     addends = or_unused(tables.position_table, table)
     scale = lost = None
     if norm is not None:
-        scale, lost = rescaling(norm, rows, _lengths(norm, rows))
+        scale, lost = rescaling(norm, rows, _lengths(norm, rows).double().square())
     segments = segments_of(len(rows))
     segment = triton.cdiv(len(rows), segments) * rows.shape[1]
     block_m = tokens_per_program(tables.head_dim)

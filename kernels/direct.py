@@ -3,6 +3,8 @@
 The GPU's body of the same two functions is in direct_triton.py.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,20 +53,25 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
     rows = block_rows(layer)
     heads = [layer.heads, layer.kv_heads, layer.kv_heads]
 
+    own = threading.local()
+
     def compute(block: tuple[slice, slice]) -> None:
         windows, positions = block
         ids_of_block = ids[block]
         z = _normalise(layer, _embed_block(layer, ids_of_block, positions))
+        if not hasattr(own, "buffer"):
+            own.buffer = torch.empty(rows, len(layer.weight))
+        out = own.buffer[: len(z)]
         if layer.bias is None:
-            out = torch.mm(z, layer.weight.t())
+            torch.mm(z, layer.weight.t(), out=out)
         else:
-            out = torch.addmm(layer.bias, z, layer.weight.t())
+            torch.addmm(layer.bias, z, layer.weight.t(), out=out)
         by_head = out.view(*ids_of_block.shape, sum(heads), layer.head_dim)
         parts = torch.split(by_head, heads, dim=2)
         for part, norm in zip(parts, (layer.q_norm, layer.k_norm), strict=False):
             _finish(layer, part, norm, positions)
         for target, part in zip((q, k, v), parts, strict=True):
-            target[windows, :, positions] = part.transpose(1, 2)
+            target[windows, :, positions].copy_(part.transpose(1, 2))
 
     each_alone(compute, blocks(ids, rows))
 

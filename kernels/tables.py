@@ -280,18 +280,18 @@ def join(parts: Sequence[Tables], token_ids: Tensor) -> Tables:
     return replace(first, token_ids=token_ids, token_table=table, norm=norm)
 
 
-def rescaling(norm: NormTables, rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def rescaling(norm: NormTables, rows: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
     """r(t, p), float32 [W, T], and where A + B would lose digits, as indices [n, 2] of (w, t).
 
     Args:
         rows: of A, int32 [W, T].
-        lengths: of x, without its mean for layernorm, float32 [W, T].
+        squares: squared lengths of x, without its mean for layernorm, float64 [W, T].
     """
     d = norm.token_features.shape[1]
-    scale = (lengths.double().square() / d + norm.eps).rsqrt().float()
+    scale = (squares / d + norm.eps).rsqrt().float()
     of_positions = norm.position_lengths[: rows.shape[1]]
     larger = torch.maximum(norm.token_lengths[rows.long()], of_positions)
-    return scale, (lengths < LOST * larger).nonzero()
+    return scale, (squares < (LOST * larger.double()).square()).nonzero()
 
 
 def recompute(tables: Tables, rows: Tensor, lost: Tensor, outputs: Sequence[Tensor | None]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jobs.commands.main import main
-from kernels import reference
+from kernels import combine_c, reference
 from kernels.frequencies import inverse_frequencies
 from kernels.layer import FirstLayer, Norm
 from kernels.rotary import rotary_of
@@ -26,6 +26,11 @@ NOTEBOOK = DATA / "notebook.txt"
 GOLDEN = json.loads((ROOT / "tests" / "golden.json").read_text("utf-8"))
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+needs_c = pytest.mark.skipif(
+    combine_c.function(64, torch.float32)[0] is None,
+    reason=f"no body in C: {combine_c.function(64, torch.float32)[1]}",
+)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_the_wheel_holds_our_packages_and_all_data(wheel: Path) -> None:
             assert path.relative_to(ROOT).as_posix() in names
     for name in ("page.html", "page.css", "page.js", "licences.txt"):
         assert f"jobs/report/{name}" in names
-    assert {"kernels/combine.c", "kernels/lengths.c"} <= names
+    assert {"kernels/combine.c", "kernels/squares.c"} <= names
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"jobs", "kernels", "exporters", "data"}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, qkvmill, succeed, write_corpus
+from tests.helpers import ROOT, needs_c, qkvmill, succeed, write_corpus
 
 CHAOS = "The quick onyx goblin jumps over the lazy dwarf, and {} vexed wizards run. "
 JOB = ("--context-length", 32, "--d-model", 32, "--heads", 4, "--device", "cpu",
@@ -101,6 +101,7 @@ def test_the_bytes_are_those_of_one_machine(
     assert not (tmp_path / "there" / ".work").exists()
 
 
+@needs_c
 def test_a_node_without_a_c_compiler_gives_the_same_bytes_and_says_so_once(
     tmp_path: Path, ray_cluster: Any, corpus: Path
 ) -> None:

@@ -21,7 +21,7 @@ from exporters.windows import Windows, cut_windows
 from jobs import shards as jobshards
 from jobs.compute import buffer_bytes
 from jobs.outputs import allocate
-from tests.helpers import ROOT, SMALL, qkvmill, random_layer, succeed, write_corpus
+from tests.helpers import ROOT, SMALL, needs_c, qkvmill, random_layer, succeed, write_corpus
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def command(tmp_path: Path) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+@needs_c
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_without_a_c_compiler_the_bytes_are_the_same_and_it_is_said(
     tmp_path: Path, command: tuple[object, ...], dtype: str, monkeypatch: pytest.MonkeyPatch

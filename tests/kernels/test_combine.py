@@ -7,14 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import combine, combine_c, combine_torch, direct, reference
+from kernels import combine, combine_c, combine_torch, direct, reference, squares
 from kernels.layer import DTYPES, FirstLayer, Norm
 from kernels.packed import pack
 from kernels.tables import Tables, build
-from tests.helpers import FINISHED, assert_within_rule, nan_outputs, random_ids, random_layer
+from tests.helpers import (
+    FINISHED,
+    assert_within_rule,
+    nan_outputs,
+    needs_c,
+    random_ids,
+    random_layer,
+)
 
 CPU = torch.device("cpu")
-BODIES = ["C", "torch-cpu"]
+BODIES = [pytest.param("C", marks=needs_c), "torch-cpu"]
 NORMS: list[Norm] = ["none", "layernorm", "rmsnorm"]
 
 
@@ -248,3 +255,38 @@ def test_outputs_whose_values_do_not_lie_side_by_side_are_written_too() -> None:
     for whole, expected in zip(apart, combined(layer, ids), strict=True):
         assert torch.equal(whole[..., 0], expected)
         assert bool(torch.isnan(whole[..., 1]).all())
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_rows_may_be_of_any_strides(norm: Norm, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_body(body, monkeypatch)
+    layer = random_layer(norm=norm)
+    ids = random_ids(16, 9).t()
+    for one, other in zip(combined(layer, ids), combined(layer, ids.contiguous()), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("shape", [(2, 4, 16, 16), (3, 3, 16, 16), (3, 4, 15, 16), (3, 4, 16, 8)])
+def test_an_output_of_another_shape_is_refused(
+    shape: tuple[int, ...], body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_body(body, monkeypatch)
+    layer = random_layer()
+    ids = random_ids(3, 16)
+    tables = tables_for(layer, ids)
+    outputs = nan_outputs(layer, 3, 16)
+    assert outputs[1].shape == (3, 4, 16, 16)
+    outputs[1] = torch.empty(shape)
+    with pytest.raises(ValueError, match="instead of"):
+        combine.combine(tables, tables.rows(ids), *outputs)
+
+
+@needs_c
+def test_a_norm_needs_both_files_of_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(9, dtype=torch.int32)
+    monkeypatch.setattr(squares, "function", lambda: (None, "not this one"))
+    plain, normed = (build(random_layer(norm=norm), ids, CPU) for norm in NORMS[:2])
+    assert combine.body(plain, torch.float32)[0] == "C"
+    assert combine.body(normed, torch.float32) == ("torch-cpu", "not this one")

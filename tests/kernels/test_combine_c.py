@@ -1,5 +1,6 @@
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from kernels import combine_c, combine_torch, native
 from kernels.layer import DTYPES
 from kernels.rotary import Rotary, rotary_of
 from kernels.tables import NormTables, Tables
+from tests.helpers import needs_c
+
+pytestmark = needs_c
 
 
 def random_tables(
@@ -184,6 +188,42 @@ def test_a_row_longer_than_what_is_streamed_at_once(monkeypatch: pytest.MonkeyPa
     assert torch.equal(ours, torchs)
 
 
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize(
+    ("width", "heads", "offset", "gap"),
+    [
+        pytest.param(64, 2, 1, 0, id="offset1"),
+        pytest.param(64, 2, 8, 0, id="offset8"),
+        pytest.param(64, 2, 0, 4, id="gap4"),
+        pytest.param(64, 2, 0, 8, id="gap8"),
+        pytest.param(8, 16, 0, 0, id="heads-of-8"),
+        pytest.param(20, 16, 0, 0, id="heads-of-20"),
+        pytest.param(64, 2, 0, 0, id="aligned"),
+    ],
+)
+def test_what_cannot_be_streamed_in_whole_lines_is_stored(
+    width: int, heads: int, offset: int, gap: int, dtype: str, layout: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(combine_c, "STREAM_BYTES", 0)
+    tables = random_tables(heads=heads, width=width)
+    rows = random_rows(3, 40, 50)
+    _, expected = both(tables, rows, DTYPES[dtype], slice(0, heads))
+    shape = (3, 40, heads) if layout == "bthd" else (3, heads, 40)
+    storage = torch.full((3 * heads * 40 * (width + gap) + 2 * 64,), torch.nan, dtype=DTYPES[dtype])
+    first = -storage.data_ptr() // storage.itemsize % 64 + offset
+    used = storage[first : first + 3 * heads * 40 * (width + gap)].view(*shape, width + gap)
+    target = used[..., :width]
+    if layout == "bthd":
+        target = target.transpose(1, 2)
+    run, _ = combine_c.function(width, DTYPES[dtype])
+    assert run is not None
+    combine_c.combine_heads(run, tables, slice(0, heads), rows, None, None, target)
+    assert torch.equal(target.contiguous().view(torch.int16), expected)
+    assert int(storage.isnan().sum()) == storage.numel() - target.numel()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -196,6 +236,14 @@ def test_tables_that_c_could_not_read_are_refused(change: Any) -> None:
     change(tables)
     with pytest.raises(ValueError, match="cannot be read from C"):
         both(tables, random_rows(2, 9, 16), torch.float32, slice(0, 3))
+
+
+def test_a_table_that_begins_within_a_number_is_refused() -> None:
+    tables = random_tables(heads=1)
+    odd = torch.zeros(4 * tables.token_table.numel() + 1, dtype=torch.uint8)[1:]
+    values = torch.frombuffer(odd.numpy(), dtype=torch.float32).view(tables.token_table.shape)
+    with pytest.raises(ValueError, match="cannot be read from C"):
+        both(replace(tables, token_table=values), random_rows(2, 9, 50), torch.float32, slice(0, 1))
 
 
 def test_rotary_angles_need_not_be_of_all_values() -> None:

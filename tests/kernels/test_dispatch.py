@@ -9,7 +9,7 @@ from kernels.errors import DeviceError
 from kernels.method import Method
 from kernels.packed import pack
 from kernels.tables import build
-from tests.helpers import random_layer
+from tests.helpers import needs_c, random_layer
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -22,6 +22,7 @@ def test_the_cpu_is_taken_when_asked_for() -> None:
     assert backend.reason == "the CPU was asked for"
 
 
+@needs_c
 def test_the_cpu_combines_by_c_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = build(random_layer(), torch.arange(9, dtype=torch.int32), torch.device("cpu"))
     body, compiler = choose("cpu", torch.float32).combined_by(tables, torch.float32)

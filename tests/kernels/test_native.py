@@ -1,4 +1,6 @@
 import ctypes
+import errno
+import os
 import shutil
 import stat
 import subprocess
@@ -7,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from kernels import native
 from kernels.native import by_threads, load
-from tests.helpers import run_python
+from tests.helpers import needs_c, run_python
+
+pytestmark = needs_c
 
 SOURCE = """
 #include <stdatomic.h>
@@ -33,9 +38,9 @@ class Job(ctypes.Structure):
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    native._load.cache_clear()
+    native._loaded.clear()
     yield
-    native._load.cache_clear()
+    native._loaded.clear()
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_what_was_compiled_is_kept_for_this_user_alone(tmp_path: Path, source: P
     (library,) = kept(tmp_path)
     assert library.name.startswith("count-")
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
-    native._load.cache_clear()
+    native._loaded.clear()
     before = library.stat().st_mtime_ns
     assert count(source, 3) == [1] * 3
     assert kept(tmp_path) == [library]
@@ -85,25 +90,53 @@ def test_another_source_define_or_compiler_is_another_library(
 ) -> None:
     assert count(source, 2) == [1, 1]
     assert count(source, 2, "-DSTEP=5") == [5, 5]
-    monkeypatch.setenv("CC", "cc -O1")
+    monkeypatch.setenv("CC", str(script(tmp_path / "mycc", 'exec cc "$@"')))
     assert count(source, 2) == [1, 1]
-    native._load.cache_clear()
+    native._loaded.clear()
     source.write_text(SOURCE.replace("+= STEP", "-= STEP"))
     assert count(source, 2) == [-1, -1]
     assert len(kept(tmp_path)) == 4
 
 
-def test_a_library_that_was_cut_off_is_made_again(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("left", [0, 100, 4096, 12000])
+def test_a_library_that_was_cut_off_is_made_again(left: int, tmp_path: Path, source: Path) -> None:
     count(source, 1)
     (library,) = kept(tmp_path)
-    library.unlink()
-    library.write_bytes(b"")
-    # In a process that has not mapped what was there before.
-    code = "from pathlib import Path; from kernels.native import load; "
-    code += f"print(load(Path({str(source)!r}), '-DSTEP=1')[0] is not None)"
-    done = subprocess.run(run_python(code), check=True, capture_output=True, text=True)
-    assert done.stdout == "True\n"
-    assert library.stat().st_size > 0
+    whole = library.read_bytes()
+    library.unlink()  # this process has mapped it
+    library.write_bytes(whole[:left])
+    native._loaded.clear()
+    assert count(source, 2) == [1] * 2
+    assert [path.read_bytes() for path in kept(tmp_path)] == [whole]
+
+
+def test_a_library_that_others_may_write_to_is_not_loaded(tmp_path: Path, source: Path) -> None:
+    count(source, 1)
+    (library,) = kept(tmp_path)
+    library.chmod(0o777)
+    native._loaded.clear()
+    assert count(source, 2) == [1] * 2
+    (library,) = kept(tmp_path)
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+
+
+def test_where_the_cache_cannot_hold_it_another_folder_does(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert count(source, 2) == [1] * 2
+    assert kept(tmp_path) == []
+
+
+def test_the_folder_of_somebody_else_gets_none_of_ours(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert count(source, 2) == [1] * 2
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770], ids=oct)
@@ -132,6 +165,22 @@ def test_no_compiler_is_said(source: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )  # fmt: skip
 
 
+def test_a_command_that_is_none_is_said(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "gcc '")
+    run, reason = load(source)
+    assert run is None
+    assert reason == """CC is "gcc '", which is no command: No closing quotation"""
+
+
+def test_options_of_the_compiler_that_could_change_results_are_left_out(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "cc -ffast-math -funsafe-math-optimizations -Ofast -DSTEP=7")
+    assert count(source, 2) == [1, 1]
+    # Linked with -ffast-math, a library has all of its process flush such numbers to 0.
+    assert float(torch.tensor(1e-40) * 1) != 0
+
+
 @pytest.mark.parametrize("name", ["no-such-compiler", "/etc", "/nowhere/cc -O1"])
 def test_a_compiler_that_is_none_is_said(
     name: str, source: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,6 +193,11 @@ def test_a_compiler_that_is_none_is_said(
     ("text", "expected"),
     [
         pytest.param("echo too old >&2; exit 1", "cannot compile count.c: too old", id="refuses"),
+        pytest.param(
+            "printf 'a.c: In function:\\na.c:1: error: wrong\\n' >&2; exit 1",
+            "cannot compile count.c: a.c:1: error: wrong",
+            id="names-its-error-later",
+        ),
         pytest.param("exit 3", "cannot compile count.c: it says nothing", id="says-nothing"),
         pytest.param("exit 0", "No such file", id="writes-nothing"),
         pytest.param('echo no library > "${@: -2:1}"', "file too short", id="writes-no-library"),
@@ -170,6 +224,38 @@ def test_a_source_that_does_not_compile_is_said_with_its_first_error(tmp_path: P
     assert run is None
     assert "cannot compile wrong.c" in reason
     assert len(reason.splitlines()) == 1
+
+
+def test_a_child_of_a_process_that_compiles_does_not_wait_for_it(
+    tmp_path: Path, source: Path
+) -> None:
+    slow = script(tmp_path / "slow", 'sleep 3; exec cc "$@"')
+    code = f"""
+import os, threading, time
+from pathlib import Path
+from kernels.native import load
+load(Path({str(source)!r}), "-DSTEP=1")
+os.environ["CC"] = {str(slow)!r}
+thread = threading.Thread(target=load, args=(Path({str(source)!r}), "-DSTEP=2"))
+thread.start()
+time.sleep(0.5)
+child = os.fork()
+if child == 0:
+    os.environ["CC"] = ""
+    load(Path({str(source)!r}), "-DSTEP=3")
+    os._exit(5)
+for _ in range(200):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        print(os.waitstatus_to_exitcode(status))
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+thread.join()
+"""
+    done = subprocess.run(run_python(code), check=True, capture_output=True, text=True)
+    assert done.stdout == "5\n"
 
 
 def test_threads_that_load_at_once_compile_once(tmp_path: Path, source: Path) -> None:
