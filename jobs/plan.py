@@ -29,6 +29,7 @@ from jobs.run import choose_backend, decide
 from jobs.tokenise import tokenise
 from jobs.tokenizer import Tokenizer
 from jobs.windows import WindowCounter, check_counts, padding_of, rule_of
+from kernels.tables import build_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +145,11 @@ def plan(config: JobConfig, reporter: Reporter, *, exact: bool = False) -> Plan:
         min(per_shard, windows) * window_bytes(plans),
         pieces=separate(backend, method.name if method else "direct"),
     )
-    # W' is held in float64 while tables are built.
-    building = 8 * shape.total_width * shape.d_model if shape and size.table_bytes else 0
+    building = 0
+    if shape and size.table_bytes:
+        building = build_bytes(
+            rows=distinct + shape.positions, d_model=shape.d_model, total_width=shape.total_width
+        )
     reads: tuple[Reads, ...] = ()
     if model is not None:
         reads = first_layer_reads(model.d_model, model.q_width, model.kv_width)

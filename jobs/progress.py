@@ -55,15 +55,18 @@ class Reporter:
     def note(self, text: str) -> None:
         """One line that matters: a choice and its reason, something skipped or counted."""
         self.notes.append(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         if self._logs:
             log.info("%s", text)
         else:
             self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def note_or_stop(self, text: str) -> None:
-        """As `note`, of what goes on for long, such as new attempts; checks first."""
+        """Say, but keep no note of, what goes on for long, such as new attempts; checks first."""
         self.check()
-        self.note(text)
+        self._say(text)
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
@@ -121,9 +124,9 @@ class Reporter:
             with self._bar(stage):
                 yield
         else:
-            with _every(LINE_SECONDS, lambda: self.note(f"{stage.name}: {stage.text()}")):
+            with _every(LINE_SECONDS, lambda: self._say(f"{stage.name}: {stage.text()}")):
                 yield
-        self.note(f"{stage.name}: {stage.last_text()}")
+        self._say(f"{stage.name}: {stage.last_text()}")
 
     @contextmanager
     def _bar(self, stage: Stage) -> Iterator[None]:

@@ -21,8 +21,9 @@ from kernels.errors import DeviceError
 
 METADATA = ("format", "pt")
 PIECE_BYTES = 8 << 20  # of one tensor, computed at once: still in the caches when it is written
-STEP_TOKENS = 1 << 14  # computed at once where whole shards are held, on a GPU
-THREAD_TOKENS = 1 << 13  # likewise, of each thread of a CPU: four blocks of the largest kind
+# Computed at once where whole shards are held. The last block of a step is a product of fewer rows,
+# whose bits may be others: how many hangs on nothing of the machine.
+STEP_TOKENS = 1 << 14
 PIECE_TOKENS = 1 << 16  # of a piece at most, since ids are cut for all of them
 
 OnWindows = Callable[[int, int], None]
@@ -118,9 +119,7 @@ def slower_body(source: WindowSource, plans: Mapping[str, TensorPlan]) -> str | 
 
 def first_step(source: WindowSource) -> int:
     """Windows that compute_whole computes at once, where the device has room for them."""
-    on_gpu = source.backend is not None and source.backend.device.type == "cuda"
-    tokens = STEP_TOKENS if on_gpu else THREAD_TOKENS * torch.get_num_threads()
-    return max(1, tokens // source.context_length)
+    return max(1, STEP_TOKENS // source.context_length)
 
 
 def compute_whole(

@@ -5,7 +5,7 @@ sums may be rounded otherwise: MKL's are from d=2048 on in float32, and from d=4
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -13,21 +13,29 @@ import torch
 
 T = TypeVar("T")
 
+LEAST_PRODUCTS = 3e8  # multiplications from which starting threads costs less than it saves
 
-def each_alone(work: Callable[[T], object], items: Sequence[T]) -> None:
+
+def each_alone(work: Callable[[T], object], items: Sequence[T], products: float) -> None:
     """Call `work` for each item, for as many at once as torch has threads, each in one of them.
 
     What it raises is raised once the items that others are at are done; no more are begun.
+
+    Args:
+        products: how many numbers are multiplied for all items together.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
-        for item in items:
-            work(item)
+    if threads == 1 or products < LEAST_PRODUCTS:
+        torch.set_num_threads(1)
+        try:
+            for item in items:
+                work(item)
+        finally:
+            torch.set_num_threads(threads)
         return
     with lone_threads(max(1, min(threads, len(items))), "alone") as pool:
-        futures = [pool.submit(work, item) for item in items]
         try:
-            for future in futures:
+            for future in as_completed([pool.submit(work, item) for item in items]):
                 future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import combine_c, combine_torch, squares
+from kernels.native import Run
 from kernels.tables import Tables, recompute, rescaling
 
 
@@ -49,7 +50,7 @@ def combine(
         if target is not None:
             some = slice(head, head + heads)
             rotary = None if name == "v" else tables.rotary
-            run, _ = combine_c.function(tables.head_dim, target.dtype)
+            run, _ = _by_c(tables, target.dtype)
             # C writes the values of a head side by side only.
             if run is None or target.stride(3) != 1:
                 combine_torch.combine_heads(tables, some, rows, scale, rotary, target)
@@ -62,7 +63,14 @@ def combine(
 
 def body(tables: Tables, dtype: torch.dtype) -> tuple[str, str]:
     """What combines here, "C" or "torch-cpu", and which compiler that is or why there is none."""
-    run, reason = combine_c.function(tables.head_dim, dtype)
-    if run is not None and tables.norm is not None:
-        run, reason = squares.function()
+    run, reason = _by_c(tables, dtype)
     return ("torch-cpu" if run is None else "C"), reason
+
+
+def _by_c(tables: Tables, dtype: torch.dtype) -> tuple[Run | None, str]:
+    """The function of combine.c, and its compiler; or None, and why, where that lacks any of C."""
+    if tables.norm is not None:
+        run, reason = squares.function()
+        if run is None:
+            return None, reason
+    return combine_c.function(tables.head_dim, dtype)

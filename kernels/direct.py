@@ -73,7 +73,7 @@ def project(layer: PackedLayer, ids: Tensor, q: Tensor, k: Tensor, v: Tensor) ->
         for target, part in zip((q, k, v), parts, strict=True):
             target[windows, :, positions].copy_(part.transpose(1, 2))
 
-    each_alone(compute, blocks(ids, rows))
+    each_alone(compute, blocks(ids, rows), ids.numel() * layer.weight.numel())
 
 
 def _embed_block(layer: PackedLayer, ids: Tensor, positions: slice) -> Tensor:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 
@@ -41,8 +42,8 @@ _loading = Lock()
 def load(source: Path, *defines: str) -> tuple[Run | None, str]:
     """The function that a C file makes with some -D, and what compiled it; or None, and why.
 
-    The compiler is what CC names, else the first of COMPILERS. Options in CC are left out: they
-    could change what is computed.
+    The compiler is what CC names, else the first of COMPILERS. What CC has from its first option on
+    is left out: it could change what is computed.
     """
     named = os.environ.get("CC", "")
     key = (source, defines, named)
@@ -101,7 +102,7 @@ def address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
 
 def _load(source: Path, defines: tuple[str, ...], named: str) -> tuple[Run | None, str]:
     try:
-        words = [word for word in shlex.split(named) if not word.startswith("-")]
+        words = list(takewhile(lambda word: not word.startswith("-"), shlex.split(named)))
     except ValueError as error:
         return None, f"CC is {named!r}, which is no command: {error}"
     command = words or [name for name in COMPILERS if shutil.which(name)][:1]
@@ -177,15 +178,17 @@ def _hash(path: Path) -> str:
 def _cache() -> Path | None:
     """The folder of this user for what is compiled; None where that is not theirs alone."""
     try:
-        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
-        there = next(path for path in (above, *above.parents) if path.exists())
-        if there.stat().st_uid != os.geteuid():  # under sudo, root would make a folder of its own
-            return None
-        folder = above / "qkvmill"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder if _is_ours(folder) else None
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkvmill"
+        there = next(path for path in folder.absolute().parents if path.exists())
+        # Under sudo, root would make a folder of its own in somebody else's home.
+        if folder.exists() or os.geteuid() != 0 or there.stat().st_uid == 0:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_ours(folder):
+                return folder
+        log.info("%s is not this user's alone", folder)
+    except (OSError, RuntimeError) as error:
+        log.info("there is no cache: %s", error)
+    return None
 
 
 def _is_ours(path: Path) -> bool:

@@ -20,6 +20,7 @@ A and B are kept by head, as q, k and v are wanted: the rows of one head, unlike
 columns, stay in the caches while every token is looked up in them.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -148,6 +149,15 @@ def table_bytes(
     return 4 * values
 
 
+def build_bytes(*, rows: int, d_model: int, total_width: int) -> int:
+    """Bytes beside the tables while so many rows of them are built on a CPU, in float64.
+
+    W' is held once, and each thread has a block of x, what it projects, and the product.
+    """
+    threads = min(torch.get_num_threads(), -(-rows // BUILD_ROWS))
+    return 8 * (d_model * total_width + threads * BUILD_ROWS * (3 * d_model + total_width))
+
+
 def build(
     layer: FirstLayer,
     token_ids: Tensor,
@@ -173,10 +183,16 @@ def build(
     weight, constant = (tensor.to(device) for tensor in _fold(layer))
     total_width, d = weight.shape
 
+    own = threading.local()  # a thread's product, which the next one takes the place of
+
     def project(features: Tensor) -> Tensor:
         """features [n, d] W'^T, as a product of BUILD_ROWS rows whatever n is."""
-        whole = F.pad(features, (0, 0, 0, BUILD_ROWS - len(features)))
-        return torch.mm(whole, weight.t())[: len(features)]
+        whole = features
+        if len(features) < BUILD_ROWS:
+            whole = F.pad(features, (0, 0, 0, BUILD_ROWS - len(features)))
+        if not hasattr(own, "product"):
+            own.product = weight.new_empty(BUILD_ROWS, total_width)
+        return torch.mm(whole, weight.t(), out=own.product)[: len(features)]
 
     def each_block(work: Callable[[int, int], None], count: int) -> None:
         """Call `work` for blocks of BUILD_ROWS rows, and tell `advance` of each."""
@@ -187,7 +203,7 @@ def build(
             advance(stop - first)
 
         if device.type == "cpu":
-            each_alone(one, _blocks(count))
+            each_alone(one, _blocks(count), count * weight.numel())
         else:
             for block in _blocks(count):
                 one(block)

@@ -40,6 +40,27 @@ def test_they_are_mapped_and_not_read(tmp_path: Path) -> None:
     assert grown < tables.token_table.nbytes / 4
 
 
+def test_tables_that_begin_within_a_number_are_moved(tmp_path: Path) -> None:
+    # The format lets a header have any length, though the library pads its own.
+    layer = random_layer(norm="layernorm")
+    ids = random_ids(3, 16)
+    save_tables(
+        tmp_path, "t.safetensors", build(layer, torch.unique(ids).int(), torch.device("cpu"))
+    )
+    data = (tmp_path / "t.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size] + b" "
+    (tmp_path / "odd.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + data[8 + size :]
+    )
+    outputs = [nan_outputs(layer, 3, 16) for _ in range(2)]
+    for name, out in zip(("t", "odd"), outputs, strict=True):
+        tables = load_tables(tmp_path / f"{name}.safetensors")
+        combine.combine(tables, tables.rows(ids), *out)
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one, other)
+
+
 def resident() -> int:
     """Bytes of this process that are private memory, files that are mapped not among them."""
     (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in x]

@@ -65,6 +65,26 @@ def test_where_nothing_is_combined_no_compiler_is_missed(
     assert "by torch" not in succeed(*command, *options, "--out", tmp_path / "out").stderr
 
 
+def test_bytes_of_direct_do_not_hang_on_threads_where_windows_are_short(
+    tmp_path: Path,
+) -> None:
+    # A product of fewer than 16 rows is rounded otherwise by MKL: where a step ends may not move.
+    corpus = write_corpus(tmp_path / "corpus", a="Pack my box with five dozen liquor jugs. " * 1900)
+    job = ("run", corpus, "--context-length", 7, "--d-model", 768, "--heads", 12, "--method",
+           "direct", "--device", "cpu", "--vocab-size", "corpus",
+           "--no-save-weights")  # fmt: skip
+    before = torch.get_num_threads()
+    sums = set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            succeed(*job, "--out", tmp_path / f"{threads}")
+            sums.add((tmp_path / f"{threads}" / "SHA256SUMS").read_text())
+    finally:
+        torch.set_num_threads(before)
+    assert len(sums) == 1
+
+
 @pytest.mark.parametrize("method", ["tables", "direct"])
 def test_bytes_do_not_hang_on_threads_or_pieces(
     tmp_path: Path, command: tuple[object, ...], method: str, monkeypatch: pytest.MonkeyPatch

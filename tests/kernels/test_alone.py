@@ -16,8 +16,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("products", [0, 1e12], ids=["small", "large"])
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
-def test_each_item_is_worked_at_once_by_one_thread(threads: int, count: int) -> None:
+def test_each_item_is_worked_at_once_by_one_thread(
+    threads: int, count: int, products: float
+) -> None:
     done: list[int] = []
     shared: set[int] = set()
 
@@ -25,7 +28,7 @@ def test_each_item_is_worked_at_once_by_one_thread(threads: int, count: int) -> 
         shared.add(torch.get_num_threads())
         done.append(item)
 
-    each_alone(work, range(count))
+    each_alone(work, range(count), products)
     assert sorted(done) == list(range(count))
     assert shared == ({1} if count else set())
     assert torch.get_num_threads() == threads
@@ -33,21 +36,25 @@ def test_each_item_is_worked_at_once_by_one_thread(threads: int, count: int) -> 
 
 def test_as_many_are_worked_at_as_torch_has_threads(threads: int) -> None:
     barrier = threading.Barrier(threads, timeout=30)
-    each_alone(lambda _: barrier.wait(), range(2 * threads))
+    each_alone(lambda _: barrier.wait(), range(2 * threads), 1e12)
 
 
-def test_an_error_ends_it_and_nothing_else_is_begun(threads: int) -> None:
+@pytest.mark.parametrize("products", [0, 1e12], ids=["small", "large"])
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_an_error_ends_it_and_nothing_else_is_begun(
+    threads: int, wrong: int, products: float
+) -> None:
     begun: list[int] = []
 
     def work(item: int) -> None:
         begun.append(item)
-        if item == 0:
-            raise KeyError("first")
-        time.sleep(0.01)
+        if item == wrong:
+            raise KeyError("wrong")
+        time.sleep(1.0 if item == 0 else 0.01)
 
-    with pytest.raises(KeyError, match="first"):
-        each_alone(work, range(500))
-    assert len(begun) < 250
+    with pytest.raises(KeyError, match="wrong"):
+        each_alone(work, range(300), products)
+    assert len(begun) < 50
     assert torch.get_num_threads() == threads
 
 

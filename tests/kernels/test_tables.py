@@ -8,7 +8,7 @@ import torch
 from kernels import reference
 from kernels.errors import LayerError
 from kernels.layer import FirstLayer, Norm
-from kernels.tables import BUILD_ROWS, Tables, build, join, table_bytes
+from kernels.tables import BUILD_ROWS, Tables, build, build_bytes, join, table_bytes
 from tests.helpers import random_layer
 
 CPU = torch.device("cpu")
@@ -88,9 +88,9 @@ def test_every_product_has_as_many_rows_and_one_thread(
     layer = random_layer(vocabulary_size=1300, context_length=BUILD_ROWS + 5)
     multiply, found = torch.mm, []
 
-    def spy(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def spy(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
         found.append((len(left), torch.get_num_threads()))
-        return multiply(left, right)
+        return multiply(left, right, out=out)
 
     monkeypatch.setattr(torch, "mm", spy)
     build(layer, every_id(layer)[:rows], CPU)
@@ -106,6 +106,19 @@ def test_their_size_is_known_before(norm: Norm, positions: bool) -> None:
         tokens=9, positions=16 if positions else 0, d_model=64, total_width=8 * 16, norm=norm
     )
     assert expected == nbytes(tables)
+
+
+def test_what_building_takes_is_known_before() -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found += [build_bytes(rows=rows, d_model=64, total_width=192) for rows in (9, 1000)]
+    finally:
+        torch.set_num_threads(before)
+    weight, block = 8 * 64 * 192, 8 * BUILD_ROWS * (3 * 64 + 192)
+    assert found == [weight + block * threads for threads in (1, 1, 1, 2)]
 
 
 @pytest.mark.parametrize("norm", NORMS)
