@@ -13,7 +13,7 @@
 #endif
 
 enum {
-    AHEAD = 8,         /* tokens: how long before it is read a row of A is fetched */
+    AHEAD = 8,         /* tokens: how long before it is read a row of A is fetched; 0.7 without */
     LINE = 64,         /* bytes that memory takes at once */
     MOST_BYTES = 8192, /* of a row that is streamed */
 };

@@ -153,7 +153,7 @@ def _kept(folder: Path, stem: str, source: Path, command: list[str]) -> Run:
 def _compile(source: Path, command: list[str], folder: Path) -> Path:
     made = folder / "library.so"
     subprocess.run(
-        [*command, str(source), "-o", str(made), "-lm"],
+        [*command, str(source), "-o", str(made)],
         check=True,
         capture_output=True,
         text=True,

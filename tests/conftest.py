@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,12 @@ def export(_exported: Path, tmp_path: Path) -> Path:
 def compact(_compact: Path, tmp_path: Path) -> Path:
     """The compact export of the same job."""
     return Path(shutil.copytree(_compact, tmp_path / "compact"))
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count}-threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many threads torch has; a test that asks for it runs for each number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -1,19 +1,10 @@
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from kernels.alone import each_alone, lone_threads
-
-
-@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count}-threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("products", [0, 1e12], ids=["small", "large"])

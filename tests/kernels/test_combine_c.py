@@ -1,5 +1,4 @@
 import ctypes
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -89,14 +88,6 @@ def both(
 def random_rows(windows: int, length: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     return torch.randint(count, (windows, length), generator=generator, dtype=torch.int32)
-
-
-@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count}-threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
